@@ -1,0 +1,1 @@
+"""Prompts to continuations (`generate`, `stream`), and texts to log-likelihoods (`scoring`)."""

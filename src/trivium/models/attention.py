@@ -1,0 +1,189 @@
+"""Attention with grouped key/value heads, and the cache of keys and values.
+
+Scaled dot-product attention (Vaswani et al., 2017) with K key/value heads shared by H query heads (Ainslie et al.,
+2023), computed by `torch.nn.functional.scaled_dot_product_attention`. Which key a query may see is decided once per
+forward pass (`attention_mask`) and shared by all layers; a position always sees itself, so no softmax is ever empty.
+
+The cache is an argument and a return, never an attribute of a layer. Invariants its tests check: any split of a
+sequence into cached chunks gives the logits of one pass; tokens of one segment cannot reach another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trivium.models.config import ModelConfig
+from trivium.models.positions import Rotation, rotate
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """Keys and values of the positions seen so far, for every layer.
+
+    Ownership: `hidden(..., cache=cache)` returns the cache that *supersedes* the one passed, because both share
+    buffers. Using a superseded cache again raises an error instead of giving wrong numbers; go back with `truncate`,
+    branch with `reorder` (which copies).
+    """
+
+    keys: tuple[Tensor, ...]
+    """L times (B, K, capacity, N); positions from `length` on are not yet written."""
+    values: tuple[Tensor, ...]
+    """L times (B, K, capacity, N)."""
+    length: int
+    """How many positions are held."""
+    segments: Tensor | None
+    """(B, capacity) int32: which segment each held position belongs to (0: padding); None: one segment, no padding."""
+    tip: list[int]
+    """The one number shared by all caches over the same buffers: the `length` of the only one that may be used."""
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
+    ) -> Cache:
+        """A cache without positions and with room for `capacity` of them; it grows by doubling when they are used up."""
+        shape = (batch, config.kv_heads, capacity, config.head_width)
+        keys, values = (
+            tuple(torch.empty(shape, device=device, dtype=dtype) for _ in range(config.layers)) for _ in range(2)
+        )
+        return cls(keys, values, 0, None, [0])
+
+    @property
+    def batch(self) -> int:
+        """How many rows (B)."""
+        return self.keys[0].shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """How many positions fit before the buffers must grow."""
+        return self.keys[0].shape[2]
+
+    def extended(self, count: int, segments_BT: Tensor | None) -> Cache:
+        """The cache with `count` more positions, whose keys and values `update` writes layer by layer.
+
+        `segments_BT` (B, count) tells their segments; None continues each row's last segment.
+        """
+        self._check_current()
+        length = self.length + count
+        grown = self if length <= self.capacity else self._resized(max(length, 2 * self.capacity))
+        segments = grown.segments
+        if segments is None and segments_BT is not None:
+            segments = torch.ones((self.batch, grown.capacity), dtype=torch.int32, device=self.keys[0].device)
+        if segments is not None:
+            last = segments[:, self.length - 1 : self.length] if segments_BT is None else segments_BT
+            segments[:, self.length : length] = last
+        grown.tip[0] = length
+        return replace(grown, length=length, segments=segments)
+
+    def update(self, layer: int, k_BKTN: Tensor, v_BKTN: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of the newest T positions; returns those of all positions, (B, K, length, N) each."""
+        start = self.length - k_BKTN.shape[2]
+        k_BKSN, v_BKSN = self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        k_BKSN[:, :, start:] = k_BKTN
+        v_BKSN[:, :, start:] = v_BKTN
+        return k_BKSN, v_BKSN
+
+    def truncate(self, length: int) -> Cache:
+        """The cache as it was after its first `length` positions; it supersedes this one."""
+        self._check_current()
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
+        self.tip[0] = length
+        return replace(self, length=length)
+
+    def reorder(self, index: Tensor) -> Cache:
+        """A copy whose row i is row `index[i]` of this one (beam search, or one prefix for many rows)."""
+        self._check_current()
+        return Cache(
+            tuple(k.index_select(0, index) for k in self.keys),
+            tuple(v.index_select(0, index) for v in self.values),
+            self.length,
+            None if self.segments is None else self.segments.index_select(0, index),
+            [self.length],
+        )
+
+    def _resized(self, capacity: int) -> Cache:
+        """A copy with another capacity."""
+
+        def copied(old: Tensor) -> Tensor:
+            new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+            new[:, :, : self.length] = old[:, :, : self.length]
+            return new
+
+        segments = self.segments
+        if segments is not None:
+            segments = F.pad(segments[:, : self.length], (0, capacity - self.length))
+        self.tip[0] = -1  # the old buffers are given up
+        return Cache(
+            tuple(map(copied, self.keys)), tuple(map(copied, self.values)), self.length, segments, [self.length]
+        )
+
+    def _check_current(self) -> None:
+        if self.tip[0] != self.length:
+            raise RuntimeError(
+                "this cache was superseded: use the one returned by the last call, or branch with reorder()"
+            )
+
+
+def attention_mask(
+    tokens: int, keys: int, causal: bool, segments_BT: Tensor | None, key_segments_BS: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Which of S keys each of T queries may see: (T, S) or (B, 1, T, S) bool; None when all, or when plainly causal.
+
+    The queries are the last T of the S positions. None with T == S means plain causal attention if `causal`.
+    """
+    mask: Tensor | None = None
+    if causal and (tokens > 1) and (segments_BT is not None or keys > tokens):
+        query = torch.arange(keys - tokens, keys, device=device)
+        mask = query[:, None] >= torch.arange(keys, device=device)
+    if segments_BT is not None and key_segments_BS is not None:
+        same = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]
+        mask = same if mask is None else same & mask
+    return mask
+
+
+class Attention(nn.Module):
+    """Self-attention of one block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, N = config.width, config.head_width
+        self.query = nn.Linear(D, config.heads * N, bias=config.qkv_bias)
+        self.key = nn.Linear(D, config.kv_heads * N, bias=config.qkv_bias)
+        self.value = nn.Linear(D, config.kv_heads * N, bias=config.qkv_bias)
+        self.output = nn.Linear(config.heads * N, D, bias=config.attention_output_bias)
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, N
+        self.dropout = config.attention_dropout
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        mask: Tensor | None,
+        causal: bool,
+        cache: Cache | None,
+        layer: int,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D). `mask` None and `causal`: each position sees itself and all before it."""
+        B, T, _ = x_BTD.shape
+        q_BTHN = self.query(x_BTD).view(B, T, self.heads, self.head_width)
+        k_BTKN = self.key(x_BTD).view(B, T, self.kv_heads, self.head_width)
+        v_BTKN = self.value(x_BTD).view(B, T, self.kv_heads, self.head_width)
+        if rotation is not None:
+            q_BTHN, k_BTKN = rotate(q_BTHN, rotation), rotate(k_BTKN, rotation)
+        q_BHTN, k_BKSN, v_BKSN = q_BTHN.transpose(1, 2), k_BTKN.transpose(1, 2), v_BTKN.transpose(1, 2)
+        if cache is not None:
+            k_BKSN, v_BKSN = cache.update(layer, k_BKSN, v_BKSN)
+        o_BHTN = F.scaled_dot_product_attention(
+            q_BHTN,
+            k_BKSN,
+            v_BKSN,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and mask is None and T > 1,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.output(o_BHTN.transpose(1, 2).reshape(B, T, self.heads * self.head_width))  # type: ignore[no-any-return]
