@@ -1,3 +1,62 @@
-"""Trivium: the whole life of a language model in one library and one command."""
+"""Trivium: the whole life of a language model in one library and one command.
+
+    import trivium as tv
+
+    tokenizer = tv.Tokenizer.train(["text.txt"], vocab_size=8192)
+    bundle = tv.load("runs/quickstart/model")
+    bundle.generate("Once upon a time").text
+
+The names below are imported when they are first used, so that `import trivium` is quick and does not import
+torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium import metrics as metrics
+    from trivium.checkpoints.bundle import Bundle as Bundle
+    from trivium.checkpoints.bundle import load as load
+    from trivium.errors import UserError as UserError
+    from trivium.generation.settings import GenerationSettings as GenerationSettings
+    from trivium.pretraining.recipe import PretrainRecipe as PretrainRecipe
+    from trivium.pretraining.run import pretrain as pretrain
+    from trivium.pretraining.run import resume as resume
+    from trivium.tokenizer.bpe import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Bundle": "trivium.checkpoints.bundle",
+    "GenerationSettings": "trivium.generation.settings",
+    "PretrainRecipe": "trivium.pretraining.recipe",
+    "Tokenizer": "trivium.tokenizer.bpe",
+    "UserError": "trivium.errors",
+    "load": "trivium.checkpoints.bundle",
+    "metrics": "trivium",
+    "pretrain": "trivium.pretraining.run",
+    "resume": "trivium.pretraining.run",
+}
+"""Where each public name lives; `metrics` is a folder of its own."""
+
+__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604 (mypy reads the names above)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    from importlib import import_module
+
+    if name not in _HOME:
+        from trivium.errors import nearest
+
+        near = nearest(name, _HOME)
+        cure = f"; did you mean {near}?" if near else ""
+        raise AttributeError(f"module 'trivium' has no attribute {name!r}{cure}")
+    home = _HOME[name]
+    return import_module(f"trivium.{name}") if home == "trivium" else getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -104,7 +104,7 @@ def _type_text(info: FieldInfo) -> str:
         f"{sign} {getattr(limit, name)}"
         for limit in info.metadata
         for name, sign in signs.items()
-        if getattr(limit, name, None) is not None
+        if getattr(limit, name, None) is not None and abs(getattr(limit, name)) < 2**31
     ]
     return " ".join([_words(info.annotation), " and ".join(limits)]).strip()
 

@@ -84,9 +84,7 @@ PIPES = [
 def transformers_pipe(values: dict[str, float]) -> Theirs:
     """The processors in the order in which `transformers` itself would apply them."""
     model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-        )
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     config = GenerationConfig(do_sample=True, **{"top_k": 0, **values})
     processors: Theirs = model._get_logits_processor(config, input_ids_seq_length=4)
@@ -98,9 +96,7 @@ def test_the_pipe_equals_that_of_transformers(values: dict[str, float]) -> None:
     ids = torch.randint(211, (64, 30), generator=torch.Generator().manual_seed(2))
     theirs = transformers_pipe(values)(ids, random_scores())
     pipe = filters.build_pipe(GenerationSettings(**values))  # type: ignore[arg-type]
-    check_equal_distributions(
-        pipe(random_scores(), seen(ids, 211) if "repetition_penalty" in values else None), theirs
-    )
+    check_equal_distributions(pipe(random_scores(), seen(ids, 211) if "repetition_penalty" in values else None), theirs)
 
 
 def test_the_check_sees_a_wrong_order() -> None:

@@ -35,12 +35,8 @@ def test_same_size_as_the_xz_program(extreme: bool) -> None:
     if (xz := shutil.which("xz")) is None:
         pytest.skip("needs the xz program")
     data = b"".join(b"the %d-th line, and %d\n" % (i, i * i % 97) for i in range(5000))
-    done = subprocess.run(
-        [xz, "-9e" if extreme else "-9", "-T1"], input=data, stdout=subprocess.PIPE, check=True
-    )
-    assert xz_bits_per_byte(data, extreme=extreme) == pytest.approx(
-        8 * len(done.stdout) / len(data), rel=1e-3
-    )
+    done = subprocess.run([xz, "-9e" if extreme else "-9", "-T1"], input=data, stdout=subprocess.PIPE, check=True)
+    assert xz_bits_per_byte(data, extreme=extreme) == pytest.approx(8 * len(done.stdout) / len(data), rel=1e-3)
 
 
 def test_random_bytes_do_not_compress() -> None:

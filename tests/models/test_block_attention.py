@@ -30,7 +30,8 @@ def difference(kind: str, queries: int, keys: int, dtype: torch.dtype) -> float:
     whole = torch.ones(queries, keys, dtype=torch.bool)
     reference_mask = (whole.tril() if causal else whole)[None, None] & (True if mask is None else mask[:, None])
     expected = scaled_dot_product_attention(*qkv, attn_mask=reference_mask)
-    found = block_attention(*qkv, mask_BTS=mask, causal=causal)
+    added = None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)[:, None]
+    found = block_attention(*qkv, mask=added, causal=causal)
     weight = torch.randn(found.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     pairs = zip(
         (expected, *torch.autograd.grad(expected, qkv, weight)),

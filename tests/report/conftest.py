@@ -26,19 +26,19 @@ training:
 
 
 def training_line(step: int, draw: random.Random) -> dict[str, Any]:
-    rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / 1200))
+    rate = 1e-3 * min(1.0, step / 100) * (0.55 + 0.45 * math.cos(math.pi * step / 1200))
     loss = 2.45 + 6.6 * math.exp(-step / 60) + 1.1 * math.exp(-step / 500) + draw.gauss(0, 0.06)
-    speed = 5150 + draw.gauss(0, 90) - (2500 if step == 0 else 0)
+    speed = 5150 + draw.gauss(0, 90) - (2500 if step == 1 else 0)
     return {
         "step": step,
         "loss": loss,
         "learning_rate": rate,
         "grad_norm": 0.4 + 3 * math.exp(-step / 40) + abs(draw.gauss(0, 0.08)) + (6.0 if step == 700 else 0),
-        "tokens": (step + 1) * 4096,
+        "tokens": step * 4096,
         "tokens_per_second": speed,
         "mfu": speed / 11500,
         "memory_bytes": 1_260_000_000 + 200_000 * min(step, 100),
-        "seconds": (step + 1) * 0.8,
+        "seconds": step * 0.8,
     }
 
 
@@ -97,7 +97,7 @@ def summary() -> dict[str, Any]:
             },
             {
                 "prompt": "class Queue:",
-                "text": '\n    """A queue of items, first in, first out.\n\n    The maxsize argument sets the limit.\n    """\n',
+                "text": '\n    """A queue of items.\n\n    The maxsize argument sets the limit.\n    """\n',
                 "settings": {"temperature": 0.8, "top_p": 0.95, "seed": 1},
             },
         ],
@@ -124,10 +124,10 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         run.mkdir()
         (run / "recipe.yaml").write_text(recipe)
         with (run / "metrics.jsonl").open("w") as file:
-            for step in range(steps):
+            for step in range(1, steps + 1):
                 line = training_line(step, draw)
                 file.write(json.dumps(line) + "\n")
-                if step % 100 == 99:
+                if step % 100 == 0:
                     held_out = line["loss"] + 0.09
                     evaluation = {
                         "step": step,

@@ -2,9 +2,8 @@
 
 Policy. Keys are strings, values None, bool, int, float, str, lists and dicts of them; a tuple comes back as a list.
 Floats are exact (Python prints the shortest text that reads back to the same number). JSON has no NaN or infinity, and
-a save must not fail because a loss was NaN, so these three are written as `{"$float": "nan" | "inf" | "-inf"}`. Keys are
-sorted, so that equal states give equal bytes. Anything else is a programming error and is refused before a byte is
-written.
+a save must not fail because a loss was NaN, so they are written as `{"$float": "nan" | "inf" | "-inf"}`. Keys are
+sorted, so that equal states give equal bytes. Anything else is a programming error, refused before a byte is written.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A safetensors file is 8 bytes (length of the header, little-endian), a JSON head
 and the tensors' bytes without gaps. The format is written here, rather than by the `safetensors` package, for three
 reasons: the run store hashes the bytes while it writes them, one tensor at a time, so that a save needs no second copy
 of the model; what is read is hashed and parsed from the very same bytes; and nothing here needs torch, so that the
-crash tests can kill thousands of small processes. Little-endian machines only, as the format is.
+crash tests can start and kill a small process for every system call of a save. Little-endian machines only, as the
+format is.
 
 Tensors are compared and kept bit for bit (NaN payloads included). Tied tensors are written once per name and come back
 untied: whoever loads them into a model ties them again.
@@ -63,6 +64,8 @@ class RawTensor:
         """Refuse a byte count that does not fit the shape."""
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown element type {self.dtype!r}")
+        if not all(type(length) is int and length >= 0 for length in self.shape):
+            raise ValueError(f"impossible shape {self.shape}")
         if self.data.nbytes != num_bytes(self.dtype, self.shape):
             raise ValueError(f"{self.data.nbytes} bytes do not hold a {self.dtype} tensor of shape {self.shape}")
 
@@ -74,9 +77,6 @@ class RawTensor:
         if self.data.nbytes == 0:
             return torch.empty(self.shape, dtype=dtype)
         return torch.frombuffer(self.data, dtype=dtype).reshape(self.shape)
-
-
-Storable = "Tensor | RawTensor"
 
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -101,7 +101,7 @@ def contents(value: Tensor | RawTensor) -> memoryview:
     import torch
 
     flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 class TensorFile:

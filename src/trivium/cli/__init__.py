@@ -1,0 +1,119 @@
+"""The command line: a table of verbs; what a verb needs is imported only after the words are parsed.
+
+Each verb lives in `trivium.cli.<verb>`, a module that holds a typer `app` and no logic of its own. Exit
+status: 0 done; 2 the user's mistake, said on stderr; 130 or 143 interrupted after saving; 1 a bug of ours,
+with its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trivium import __version__
+from trivium.errors import Interrupted, UserError, nearest
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One line of the table."""
+
+    stage: str
+    """The heading it stands under in `trivium --help`."""
+    summary: str
+    """What it does, in one line."""
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb("Start", "From nothing to a trained, measured language model in minutes"),
+    "doctor": Verb("Start", "What this machine is, and how fast: measured"),
+    "tokenizer": Verb("Learn", "Learn a tokenizer, use it, judge it"),
+    "pretrain": Verb("Learn", "Train a model on raw text, as a recipe says"),
+    "resume": Verb("Learn", "Go on with a run that was interrupted, bit for bit"),
+    "generate": Verb("Use", "Continue a prompt"),
+    "metric": Verb("Judge", "Numbers from a model or from predictions: perplexity"),
+    "report": Verb("Judge", "One self-contained page about a run"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    try:
+        status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        _say(str(error))
+        return 2
+    except Interrupted as error:
+        _say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (`head`, say) has gone: not our error. Later writes, at exit too, go nowhere.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def overview() -> str:
+    """What `trivium --help` says."""
+    width = max(map(len, VERBS)) + 2
+    lines = [
+        "Trivium: the whole life of a language model in one library and one command.",
+        "",
+        "Usage: trivium VERB [ARGUMENTS]      trivium VERB --help      trivium --version",
+    ]
+    stage = ""
+    for name, verb in VERBS.items():
+        if verb.stage != stage:
+            stage = verb.stage
+            lines += ["", stage]
+        lines.append(f"  {name:<{width}}{verb.summary}")
+    lines += ["", "Every verb takes --json (one JSON object on stdout, all else on stderr)."]
+    return "\n".join(lines) + "\n"
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """The words that need no verb, else the verb."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        sys.stdout.write(overview())
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V"):
+        sys.stdout.write(f"trivium {__version__}\n")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        near = nearest(name, VERBS)
+        cure = f"did you mean {near}?" if near else f"the verbs are {', '.join(VERBS)}"
+        kind = "option" if name.startswith("-") else "verb"
+        raise UserError(f"there is no {kind} {name!r}; {cure}")
+    return _run_verb(name, rest)
+
+
+def _run_verb(name: str, arguments: list[str]) -> int:
+    """Import the verb's module and let typer parse its words; typer's complaints become one line."""
+    module = importlib.import_module(f"trivium.cli.{name.replace('-', '_')}")
+    try:
+        status = module.app(args=arguments, prog_name=f"trivium {name}", standalone_mode=False)
+    except Exception as error:
+        explain = getattr(error, "format_message", None)  # typer's own errors, under any of its versions
+        if explain is None:
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", f"trivium {name}")
+        raise UserError(f"{' '.join(explain().split())} (see `{command} --help`)") from None
+    if hasattr(module, "after_help") and {"--help", "-h"} & set(arguments):
+        sys.stdout.write(module.after_help())
+    return status if isinstance(status, int) else 0
+
+
+def _say(text: str) -> None:
+    """A message on stderr, each line marked as ours."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write("".join(f"trivium: {line}\n" for line in text.splitlines()))

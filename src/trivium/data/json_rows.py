@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +43,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                 raise UserError(f"{where}, column {error.colno}: broken JSON: {error.msg}") from error
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: {_reason(error)}") from error
-            yield _row(value, line, path, number, line_number)
+            yield _row(value, _may_hold_surrogates(line), path, number, line_number)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -59,12 +60,17 @@ def json_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}, line 1: broken JSON: an array of objects begins with '[', not with {first!r}")
 
 
-def _row(value: Any, source: str, path: Path, number: int, line: int | None = None) -> Row:
+def _may_hold_surrogates(source: str, start: int = 0, stop: int = sys.maxsize) -> bool:
+    """Whether the JSON text has escapes that could be halves of a surrogate pair (whole pairs are fine)."""
+    return _SURROGATE.search(source, start, stop) is not None
+
+
+def _row(value: Any, check_strings: bool, path: Path, number: int, line: int | None = None) -> Row:
     """A parsed value as a row; it must be an object whose strings are Unicode text."""
     where = place(path, number, line)
     if not isinstance(value, dict):
         raise UserError(f"{where}: {_name_of(value)} where an object with keys is needed")
-    if _SURROGATE.search(source):
+    if check_strings:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -89,8 +95,9 @@ def _object_rows(path: Path) -> Iterator[Row]:
     if len(arrays) != 1:
         found = ", ".join(map(repr, arrays)) or "none"
         raise UserError(f"{path}: an object must hold exactly one array of rows; found {found}")
+    check_strings = _may_hold_surrogates(text)
     for number, element in enumerate(value[arrays[0]], 1):
-        yield _row(element, text if number == 1 else "", path, number)
+        yield _row(element, check_strings, path, number)
 
 
 class _Elements:
@@ -103,7 +110,8 @@ class _Elements:
         self._at = 0
         self._lines_before = 0
         """Line ends in what was already dropped from the buffer."""
-        self._ended = False
+        self._start = 0
+        """Where in the buffer the last element began."""
 
     def peek(self) -> str:
         """The next character that is not white space ('' at the end of the file)."""
@@ -123,10 +131,10 @@ class _Elements:
         if self.peek() != "]":
             while True:
                 self.peek()
-                start = self._at
                 number += 1
                 value = self._element(number)
-                yield _row(value, self._buffer[start : self._at], self._path, number)
+                escapes = _may_hold_surrogates(self._buffer, self._start, self._at)
+                yield _row(value, escapes, self._path, number)
                 mark = self.peek()
                 if mark != ",":
                     break
@@ -138,32 +146,32 @@ class _Elements:
             self._broken(number, self._at, "something follows the closing ']'")
 
     def _element(self, number: int) -> Any:
-        """The value that begins here. When it does not parse, more is read, up to the length limit, before giving up."""
+        """The value that begins here; when the buffer ends inside it, more is read, up to the length limit."""
         while True:
+            self._start = self._at
             try:
                 value, self._at = _DECODER.raw_decode(self._buffer, self._at)
                 return value
             except json.JSONDecodeError as error:
-                if not self._fill():
-                    self._broken(number, error.pos, error.msg)
-                if len(self._buffer) - self._at > MAX_LINE_BYTES:
-                    self._broken(number, error.pos, "or an element that is too long")
+                held, offset = len(self._buffer), error.pos - self._at
+                # A cut literal, number or escape fails close to the end of the buffer; a cut string at its beginning.
+                cut = error.pos > held - 16 or error.msg.startswith("Unterminated string")
+                if not cut or held - self._at > MAX_LINE_BYTES or not self._fill():
+                    self._broken(number, self._at + offset, error.msg)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{place(self._path, number)}: {_reason(error)}") from error
 
     def _fill(self) -> bool:
-        """Read on (twice as much as is held, so that the work stays linear); False at the end of the file."""
+        """Read on (as much as is held, so that the work stays linear); False at the end of the file."""
         self._lines_before += self._buffer.count("\n", 0, self._at)
         self._buffer = self._buffer[self._at :]
         self._at = 0
         try:
             more = self._text.read(max(_CHUNK_CHARACTERS, len(self._buffer)))
-        except UnicodeDecodeError as error:
-            line = self._lines_before + self._buffer.count("\n") + 1
-            raise UserError(
-                f"{self._path}, after line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text; "
-                "save the file as UTF-8"
-            ) from error
+        except UnicodeDecodeError:
+            for _ in read_lines(self._path):  # raises with the very line
+                pass
+            raise
         self._buffer += more
         return bool(more)
 

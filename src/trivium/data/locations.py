@@ -1,7 +1,7 @@
 """What a data path means: a file, a folder, a glob, or a set on the Hugging Face hub.
 
-What exists on disk comes first; a hub id is `owner/name`, optionally with `:config` and `@split`. Files come in an order
-that depends on their names only, so that every machine reads the same rows in the same order.
+What exists on disk comes first; a hub id is `owner/name`, optionally with `:config` and `@split`. Files come in an
+order that depends on their names only, so that every machine reads the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def locate(path: str | Path) -> list[Path] | HubSet:
     if target.exists():
         raise UserError(f"{text}: neither a file nor a folder")
     if any(mark in text for mark in "*?["):
-        found = sorted((Path(match) for match in glob.glob(str(target), recursive=True)), key=lambda f: f.parts)
+        matches = glob.glob(str(target), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(map(Path, matches), key=lambda match: match.parts)
         files = [_checked(match) for match in found if match.is_file()]
         if not files:
             raise UserError(f"{text}: no file matches")

@@ -1,0 +1,1 @@
+"""Ids to hidden states to logits: config, positions, layers, attention with its cache, transformer, counts."""

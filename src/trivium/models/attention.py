@@ -11,6 +11,7 @@ sequence into cached chunks gives the logits of one pass; tokens of one segment 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Cache:
     def empty(
         cls, config: ModelConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
     ) -> Cache:
-        """A cache without positions and with room for `capacity` of them; it grows by doubling when they are used up."""
+        """A cache of no positions with room for `capacity` of them; when they are used up, its buffers double."""
         shape = (batch, config.kv_heads, capacity, config.head_width)
         keys, values = (
             tuple(torch.empty(shape, device=device, dtype=dtype) for _ in range(config.layers)) for _ in range(2)
@@ -79,7 +80,7 @@ class Cache:
         return replace(grown, length=length, segments=segments)
 
     def update(self, layer: int, k_BKTN: Tensor, v_BKTN: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of the newest T positions; returns those of all positions, (B, K, length, N) each."""
+        """Write keys and values of the newest T positions; returns those of all positions, (B, K, length, N) each."""
         start = self.length - k_BKTN.shape[2]
         k_BKSN, v_BKSN = self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
         k_BKSN[:, :, start:] = k_BKTN
@@ -129,20 +130,38 @@ class Cache:
 
 
 def attention_mask(
-    tokens: int, keys: int, causal: bool, segments_BT: Tensor | None, key_segments_BS: Tensor | None, device: torch.device
+    tokens: int, segments_BS: Tensor | None, length: int, causal: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """Which of S keys each of T queries may see: (T, S) or (B, 1, T, S) bool; None when all, or when plainly causal.
+    """What is added to the scores of T queries, the last of S = `length` positions: 0, or -inf where not to be seen.
 
-    The queries are the last T of the S positions. None with T == S means plain causal attention if `causal`.
+    (T, S) or (B, 1, T, S) of `dtype`; None when nothing is to be masked, or (T == S, no segments) causality alone, for
+    which attention has a faster way. A position always sees itself, so that padding too has a finite softmax.
     """
-    mask: Tensor | None = None
-    if causal and (tokens > 1) and (segments_BT is not None or keys > tokens):
-        query = torch.arange(keys - tokens, keys, device=device)
-        mask = query[:, None] >= torch.arange(keys, device=device)
-    if segments_BT is not None and key_segments_BS is not None:
-        same = segments_BT[:, None, :, None] == key_segments_BS[:, None, None, :]
-        mask = same if mask is None else same & mask
-    return mask
+    seen: Tensor | None = None
+    if causal and tokens > 1 and (segments_BS is not None or length > tokens):
+        index = torch.arange(length, device=device)
+        seen = index[length - tokens :, None] >= index
+    if segments_BS is not None:
+        same = segments_BS[:, None, length - tokens :, None] == segments_BS[:, None, None, :]
+        seen = same if seen is None else same & seen
+    if seen is None:
+        return None
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+
+
+class Shared(NamedTuple):
+    """What all layers of one forward pass have in common."""
+
+    causal: bool
+    """Whether a position sees the past only."""
+    mask: Tensor | None
+    """See `attention_mask`."""
+    rotation: Rotation | None
+    """How queries and keys are turned, if positions are rotary."""
+    cache: Cache | None
+    """Keys and values of the past, with room made for those of this pass."""
+    dtype: torch.dtype
+    """The type matrix products are computed in (autocast's, where it is on)."""
 
 
 class Attention(nn.Module):
@@ -158,32 +177,24 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, N
         self.dropout = config.attention_dropout
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation | None,
-        mask: Tensor | None,
-        causal: bool,
-        cache: Cache | None,
-        layer: int,
-    ) -> Tensor:
-        """(B, T, D) -> (B, T, D). `mask` None and `causal`: each position sees itself and all before it."""
+    def forward(self, x_BTD: Tensor, shared: Shared, layer: int) -> Tensor:
+        """(B, T, D) -> (B, T, D); `layer` is this layer's place in the cache."""
         B, T, _ = x_BTD.shape
         q_BTHN = self.query(x_BTD).view(B, T, self.heads, self.head_width)
         k_BTKN = self.key(x_BTD).view(B, T, self.kv_heads, self.head_width)
         v_BTKN = self.value(x_BTD).view(B, T, self.kv_heads, self.head_width)
-        if rotation is not None:
-            q_BTHN, k_BTKN = rotate(q_BTHN, rotation), rotate(k_BTKN, rotation)
+        if shared.rotation is not None:
+            q_BTHN, k_BTKN = rotate(q_BTHN, shared.rotation), rotate(k_BTKN, shared.rotation)
         q_BHTN, k_BKSN, v_BKSN = q_BTHN.transpose(1, 2), k_BTKN.transpose(1, 2), v_BTKN.transpose(1, 2)
-        if cache is not None:
-            k_BKSN, v_BKSN = cache.update(layer, k_BKSN, v_BKSN)
+        if shared.cache is not None:
+            k_BKSN, v_BKSN = shared.cache.update(layer, k_BKSN, v_BKSN)
         o_BHTN = F.scaled_dot_product_attention(
             q_BHTN,
             k_BKSN,
             v_BKSN,
-            attn_mask=mask,
+            attn_mask=shared.mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal and mask is None and T > 1,
+            is_causal=shared.causal and shared.mask is None and T > 1,
             enable_gqa=self.kv_heads != self.heads,
         )
         return self.output(o_BHTN.transpose(1, 2).reshape(B, T, self.heads * self.head_width))  # type: ignore[no-any-return]

@@ -57,7 +57,7 @@ class ModelConfig(Settings):
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary wavelengths; larger bases suit longer contexts."""
     max_positions: int = Field(default=2048, ge=1)
-    """Longest sequence the model is made for: the size of a learned table, and what is promised to readers of the model."""
+    """Longest sequence the model is made for: the size of a learned table, and a promise to whoever uses the model."""
     activation: Activation = "silu"
     """Nonlinearity of the MLP; `gelu_tanh` is GPT-2's approximation of `gelu`."""
     mlp: Mlp = "gated"
@@ -134,7 +134,7 @@ class ModelConfig(Settings):
 
 
 def default_mlp_width(width: int, mlp: Mlp) -> int:
-    """F for a width D: 4 D when plain; 8/3 D when gated, whose third matrix would otherwise make it half as big again."""
+    """F for a width D: 4 D when plain; 8/3 D when gated, so that three matrices cost what two do."""
     if mlp == "plain":
         return 4 * width
     return -(-8 * width // (3 * MLP_WIDTH_MULTIPLE)) * MLP_WIDTH_MULTIPLE

@@ -4,11 +4,16 @@
 output, gate, up, down). What wraps or replaces one (LoRA, int8, int4) must keep `in_features`, `out_features` and
 `forward(x: (..., in)) -> (..., out)`; nothing here reads `.weight` or `.bias` of a linear layer, with one exception:
 `Decoder.head_weight` reads the `.weight` of an untied head.
+
+Two backward passes are written out, because autograd's cost too much on a CPU: RMSNorm's (five times slower there than
+LayerNorm's) and that of the gated product (which would keep a third tensor of width F). Their tests compare both with
+autograd in fp64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +21,56 @@ from torch.nn import functional as F
 
 from trivium.models.config import Activation, ModelConfig
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
+aten = torch.ops.aten
+
+
+class ActivationPair(NamedTuple):
+    """A nonlinearity and its gradient."""
+
+    value: Callable[[Tensor], Tensor]
+    """x -> activation(x)."""
+    times_slope_: Callable[[Tensor, Tensor], Tensor]
+    """(gradient, x) -> gradient * activation'(x), written over `gradient`."""
+
+
+ACTIVATIONS: dict[Activation, ActivationPair] = {
+    "silu": ActivationPair(F.silu, lambda g, x: aten.silu_backward(g, x, grad_input=g)),
+    "gelu": ActivationPair(F.gelu, lambda g, x: aten.gelu_backward(g, x, grad_input=g)),
+    "gelu_tanh": ActivationPair(
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda g, x: aten.gelu_backward(g, x, approximate="tanh", grad_input=g),
+    ),
+    "relu": ActivationPair(F.relu, lambda g, x: aten.threshold_backward(g, x, 0, grad_input=g)),
 }
 
 
+class _RMSNormOnCPU(torch.autograd.Function):
+    """RMSNorm whose backward pass borrows LayerNorm's kernel.
+
+    With y = n w, n = x r, r = 1/rms(x), the gradient of x is r (g w - n mean(g w n)). LayerNorm's kernel, told that the
+    mean was 0 and the inverse deviation r, computes r (g w - mean(g w) - n mean(g w n)), so r mean(g w) is added back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        ctx.save_for_backward(x, weight, mean_square.add_(eps).rsqrt_())
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse_rms = ctx.saved_tensors
+        (g,) = gradients
+        g = g.contiguous()
+        g_x, g_weight, _ = aten.native_layer_norm_backward(
+            g, x, weight.shape, torch.zeros_like(inverse_rms), inverse_rms, weight, None, [True, True, False]
+        )
+        mean = (g @ (weight / x.shape[-1]))[..., None]
+        return g_x.addcmul_(mean, inverse_rms), g_weight, None
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang & Sennrich, 2019)."""
+    """x / rms(x) * weight (Zhang & Sennrich, 2019), computed in fp32 or better."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -33,6 +78,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        if torch.is_grad_enabled() and x.device.type == "cpu":
+            wide = torch.promote_types(x.dtype, torch.float32)
+            normed: Tensor = _RMSNormOnCPU.apply(x.to(wide), self.weight.to(wide), self.eps)  # type: ignore[no-untyped-call]
+            return normed.to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -46,6 +96,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -54,20 +105,43 @@ def build_norm(config: ModelConfig) -> nn.Module:
     return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width, config.norm_eps)
 
 
+class _GatedProduct(torch.autograd.Function):
+    """activation(gate) * up, keeping only its two inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: ActivationPair) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation.value(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        (g,) = gradients
+        return (
+            ctx.activation.times_slope_(g * up, gate),
+            ctx.activation.value(gate).mul_(g),
+            None,
+        )
+
+
 class MLP(nn.Module):
     """The position-wise network: plain (Vaswani et al., 2017) or gated (Shazeer, 2020)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        D, F_, bias = config.width, config.mlp_width, config.mlp_bias
-        self.gate = nn.Linear(D, F_, bias=bias) if config.mlp == "gated" else None
-        self.up = nn.Linear(D, F_, bias=bias)
-        self.down = nn.Linear(F_, D, bias=bias)
+        width, inner, bias = config.width, config.mlp_width, config.mlp_bias
+        self.gate = nn.Linear(width, inner, bias=bias) if config.mlp == "gated" else None
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         if self.gate is None:
-            inner_BTF = self.activation(self.up(x_BTD))
+            inner_BTF = self.activation.value(self.up(x_BTD))
+        elif torch.is_grad_enabled():
+            inner_BTF = _GatedProduct.apply(self.gate(x_BTD), self.up(x_BTD), self.activation)  # type: ignore[no-untyped-call]
         else:
-            inner_BTF = self.activation(self.gate(x_BTD)) * self.up(x_BTD)
+            inner_BTF = self.activation.value(self.gate(x_BTD)).mul_(self.up(x_BTD))
         return self.down(inner_BTF)  # type: ignore[no-any-return]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trivium.models.attention import Attention, Cache, attention_mask
+from trivium.models.attention import Attention, Cache, Shared, attention_mask
 from trivium.models.config import ModelConfig
 from trivium.models.layers import MLP, build_norm
-from trivium.models.positions import Rotation, positions_in_segments, rotation, sinusoids
+from trivium.models.positions import positions_in_segments, rotation, sinusoids
 
 
 class Block(nn.Module):
@@ -37,24 +37,14 @@ class Block(nn.Module):
         self.pre_norm = config.norm_placement == "pre"
         self.dropout = config.dropout
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotation: Rotation | None,
-        mask: Tensor | None,
-        causal: bool,
-        cache: Cache | None,
-        layer: int,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: Shared, layer: int) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if self.pre_norm:
-            x_BTD = x_BTD + self._dropped(
-                self.attention(self.attention_norm(x_BTD), rotation, mask, causal, cache, layer)
-            )
-            return x_BTD + self._dropped(self.mlp(self.mlp_norm(x_BTD)))
-        x_BTD = self.attention_norm(
-            x_BTD + self._dropped(self.attention(x_BTD, rotation, mask, causal, cache, layer))
-        )
+            # Normed values are cast once here, not once by each of the linear layers that read them under autocast.
+            attended = self.attention(self.attention_norm(x_BTD).to(shared.dtype), shared, layer)
+            x_BTD = x_BTD + self._dropped(attended)
+            return x_BTD + self._dropped(self.mlp(self.mlp_norm(x_BTD).to(shared.dtype)))
+        x_BTD = self.attention_norm(x_BTD + self._dropped(self.attention(x_BTD, shared, layer)))
         return self.mlp_norm(x_BTD + self._dropped(self.mlp(x_BTD)))  # type: ignore[no-any-return]
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -70,17 +60,13 @@ class Stack(nn.Module):
         self.norm = build_norm(config) if config.norm_placement == "pre" else None
         self.gradient_checkpointing = False
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation | None, mask: Tensor | None, causal: bool, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
         """(B, T, D) -> (B, T, D), normalised."""
         for layer, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(
-                    block, x_BTD, rotation, mask, causal, cache, layer, use_reentrant=False, preserve_rng_state=True
-                )
+                x_BTD = checkpoint(block, x_BTD, shared, layer, use_reentrant=False, preserve_rng_state=True)
             else:
-                x_BTD = block(x_BTD, rotation, mask, causal, cache, layer)
+                x_BTD = block(x_BTD, shared, layer)
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
 
@@ -91,9 +77,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positions = (
-            nn.Embedding(config.max_positions, config.width) if config.positions == "learned" else None
-        )
+        self.positions = nn.Embedding(config.max_positions, config.width) if config.positions == "learned" else None
         self.stack = Stack(config)
         self.head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
 
@@ -116,27 +100,22 @@ class Decoder(nn.Module):
         with a cache that holds segments, the continuation of each row's last one).
         `positions` (B, T) int64; None: counted from 0 in each segment, and on from what the cache holds.
         """
-        B, T = ids_BT.shape
-        past = 0 if cache is None else cache.length
-        key_segments = segments
+        T, past = ids_BT.shape[1], 0
         if cache is not None:
+            past = cache.length
             cache = cache.extended(T, segments)
-            if cache.segments is not None:
-                key_segments = cache.segments[:, : cache.length]
-                segments = key_segments[:, past:]
+            segments = None if cache.segments is None else cache.segments[:, : cache.length]
         if positions is None:
-            if key_segments is not None:
-                positions = positions_in_segments(key_segments)[:, past:]
-            else:
-                positions = torch.arange(past, past + T, device=ids_BT.device)
-        mask = attention_mask(T, past + T, True, segments, key_segments, ids_BT.device)
+            positions = self._positions(ids_BT.device, past, T, segments)
         x_BTD = self._embedded(ids_BT, positions)
-        turn = self._rotation(positions, x_BTD)
-        return self.stack(x_BTD, turn, mask, True, cache), cache
+        dtype = _matmul_dtype(x_BTD)
+        turn = None
+        if self.config.positions == "rotary":
+            turn = rotation(positions, self.config.head_width, self.config.rope_theta, dtype)
+        mask = attention_mask(T, segments, past + T, True, dtype, ids_BT.device)
+        return self.stack(x_BTD, Shared(True, mask, turn, cache, dtype)), cache
 
-    def forward(
-        self, ids_BT: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, ids_BT: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Logits of the next token at each position, (B, T, V)."""
         hidden_BTD, _ = self.hidden(ids_BT, positions=positions, segments=segments)
         return self.logits(hidden_BTD)
@@ -161,12 +140,23 @@ class Decoder(nn.Module):
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
         return x_BTD  # type: ignore[no-any-return]
 
-    def _rotation(self, positions: Tensor, x_BTD: Tensor) -> Rotation | None:
-        if self.config.positions != "rotary":
-            return None
-        device = x_BTD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BTD.dtype
-        return rotation(positions, self.config.head_width, self.config.rope_theta, dtype)
+    def _positions(self, device: torch.device, past: int, tokens: int, segments_BS: Tensor | None) -> Tensor:
+        """(T,) or (B, T) int64: positions of the newest `tokens`, counted from 0 in each segment."""
+        if past + tokens > self.config.max_positions and self.positions is not None:
+            raise ValueError(
+                f"{past + tokens} positions, but this model has learned {self.config.max_positions}: shorten the input"
+            )
+        if segments_BS is not None:
+            return positions_in_segments(segments_BS)[:, past:]
+        return torch.arange(past, past + tokens, device=device)
+
+
+def _matmul_dtype(x: Tensor) -> torch.dtype:
+    """The type a linear layer computes in when it is given `x`."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def build_model(config: ModelConfig) -> Decoder:

@@ -1,4 +1,7 @@
-"""Small pieces of HTML. Everything that comes from a file passes through `text` here, and nowhere else into the page."""
+"""Small pieces of HTML, and the one door (`text`) through which anything that comes from a file enters the page.
+
+The invariant its test checks: no text, however hostile, becomes markup.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from trivium.report import units
 from trivium.report.run_data import Facts
 
-# Characters that no HTML text may hold (all control characters but tab and newline), and half surrogate pairs.
+# What no HTML text may hold: control characters other than tab and newline, and half surrogate pairs.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 MAX_CELL_CHARACTERS = 300
 
@@ -21,9 +24,8 @@ def text(value: str) -> str:
 
 def section(title: str, *bodies: str) -> str:
     """A titled part of the page."""
-    return (
-        f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(body for body in bodies if body) + "\n</section>"
-    )
+    content = "\n".join(body for body in bodies if body)
+    return f"<section>\n<h2>{text(title)}</h2>\n{content}\n</section>"
 
 
 def missing(reason: str) -> str:
@@ -47,7 +49,7 @@ def block(title: str, body: str) -> str:
 
 
 def plot(title: str, svg: str, caption: str, *, phone_svg: str = "") -> str:
-    """A titled plot with its figures said in words (`svg` is markup of ours; `phone_svg` replaces it on small screens)."""
+    """A titled plot with its figures said in words. `svg` is our own markup; `phone_svg` replaces it on phones."""
     drawing = svg
     if phone_svg:
         drawing = f'<div class="on-desk">{svg}</div>\n<div class="on-phone">{phone_svg}</div>'
@@ -63,6 +65,12 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     """A table of names and values (plain text both)."""
     body = "\n".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in rows)
     return f"<table>\n{body}\n</table>"
+
+
+def listed(title: str, items: Sequence[str]) -> str:
+    """A titled list of sentences."""
+    points = "".join(f"<li>{text(item)}</li>\n" for item in items)
+    return f"<h3>{text(title)}</h3>\n<ul>\n{points}</ul>"
 
 
 def preformatted(content: str) -> str:

@@ -1,8 +1,8 @@
 """`<run>/report.html`: one page that says what was trained on what, how it went, and what to do next.
 
-The page is one file: no script, no font, no image is fetched (a content security policy in the page forbids it), so it can
-be mailed, printed and opened in ten years. It can be written at any moment of a run, and again later: the same files give
-the same bytes.
+The page is one file: no script, no font, no image is fetched (a content security policy in the page forbids it), so
+it can be mailed, printed and opened in ten years. It can be written at any moment of a run, and again later. The
+invariants its test checks: the same files give the same bytes; hostile text stays text; nothing is fetched.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """The page's plots: matplotlib draws them as SVG, and the page's style sheet colours them.
 
-Each plot is drawn in three placeholder colours which are then replaced by CSS variables, so that one drawing serves light,
+Each plot is drawn in placeholder colours which are then replaced by CSS variables, so that one drawing serves light,
 dark and paper; text stays text in the page's own font, which keeps a plot at a few kilobytes. Curves are thinned to
 `MAX_POINTS` by keeping the lowest and the highest point of every stretch, so that no spike is lost.
 
-The invariants its tests check: the same numbers give the same bytes; a spike survives thinning; nothing that came from a
-file reaches the SVG unescaped.
+The invariants its tests check: the same numbers give the same bytes; a spike survives thinning; labels are escaped.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
 
 
 def smooth(curve: Curve, share: float = 1 / 40) -> Curve:
-    """The running mean over a centred window of `share` of the points (it shrinks towards both ends, so it lags nowhere)."""
+    """The running mean over a centred window of `share` of the points; it narrows at both ends, so it lags nowhere."""
     points = len(curve.values)
     half = max(1, int(points * share / 2))
     sums = [0.0, *accumulate(curve.values)]
@@ -112,10 +111,9 @@ def smooth(curve: Curve, share: float = 1 / 40) -> Curve:
     return Curve(curve.steps, tuple(means))
 
 
-def line_plot(
-    lines: Sequence[Line], *, name: str, log: bool = False, wide: bool = False, last: float = 1
-) -> str:
-    """SVG of curves over optimizer steps. `last`: the run's last step, so that all plots share their x axis."""
+def line_plot(lines: Sequence[Line], *, name: str, log: bool = False, wide: bool = False, last: float = 1) -> str:
+    """SVG of curves over optimizer steps. `last`: the run's last step, so that all plots share an x axis."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -125,9 +123,9 @@ def line_plot(
         else:
             _leave_out_outliers(axes, lines)
             axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
-        axes.set_xlim(0, max(last, 1))
+        axes.set_xlim(0, max(last, 1, *(line.curve.steps[-1] for line in lines)))
         axes.set_xlabel("optimizer step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: units.count(value))
         if len(lines) > 1:
             axes.legend(frameon=False, loc="upper right", labelcolor=MUTED, handlelength=1.4)
@@ -144,15 +142,12 @@ def bar_plot(bars: Sequence[Bar], *, name: str) -> str:
             left = 0.0
             for index, length in enumerate(bar.parts or (bar.value,)):
                 shade = 1.0 if not bar.parts else 1.0 - 0.8 * index / len(bar.parts)
-                color = FIRST if bar.ours else MUTED
-                axes.barh(
-                    row, length, left=left, height=0.42, color=color, alpha=shade * (1 if bar.ours else 0.55)
-                )
+                color, shade = (FIRST, shade) if bar.ours else (MUTED, 0.55 * shade)
+                axes.barh(row, length, left=left, height=0.42, color=color, alpha=shade)
                 left += length
-            axes.text(0, row - 0.3, bar.label, va="bottom", ha="left", color=MUTED)
-            axes.text(
-                bar.value + largest * 0.015, row, bar.text, va="center", ha="left", color=INK, weight="bold"
-            )
+            axes.text(0, row - 0.3, bar.label, va="bottom", ha="left", color=MUTED).set_in_layout(False)
+            end = bar.value + 0.015 * largest
+            axes.text(end, row, bar.text, va="center", ha="left", color=INK, weight="bold").set_in_layout(False)
         axes.set_ylim(len(bars) - 0.5, -0.8)
         axes.set_xlim(0, (largest or 1) * 1.22)
         axes.axis("off")
@@ -169,7 +164,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
     else:
         dot = "o" if line.marked or len(raw.steps) == 1 else ""
         axes.plot(
-            raw.steps, raw.values, color=line.color, label=line.label, marker=dot, markersize=4, clip_on=False
+            raw.steps, raw.values, color=line.color, label=line.label, marker=dot, markersize=4, clip_on=not line.marked
         )
 
 
@@ -187,7 +182,7 @@ def _use_log_scale(axes: Axes) -> None:
 
 
 def _leave_out_outliers(axes: Axes, lines: Sequence[Line]) -> None:
-    """End the y axis where the body of the curves ends, so that one spike does not flatten everything else."""
+    """End the y axis where the body of the curves ends, so that one spike does not flatten all else."""
     values = sorted(value for line in lines for value in line.curve.values)
     if len(values) < 100:
         return
@@ -203,13 +198,14 @@ def _tick(value: float) -> str:
 
 
 def _render(draw: Any, name: str, inches: tuple[float, float]) -> str:
-    """Draw on fresh axes and return the inline SVG. matplotlib is imported here: it takes most of a second."""
+    """Draw on fresh axes, return inline SVG. matplotlib is imported here, since that takes most of a second."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Identifiers in the SVG come from this salt: fixed for reproducible bytes, and different for each plot of the page.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"trivium-{name}"}):
+    # Identifiers in the SVG come from this salt: fixed for reproducible bytes, its own for each plot of the page.
+    style: Any = {**_STYLE, "svg.hashsalt": f"trivium-{name}"}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()

@@ -1,9 +1,9 @@
 """What a run directory says about itself, read tolerantly.
 
-`recipe.yaml`, `metrics.jsonl` and `summary.json` are all optional: a run may be in progress, or have failed before it
-wrote them, and the report must still come out. Nothing read here is trusted: files and lines are read up to a limit,
-values of the wrong type are treated as absent, a damaged line is skipped and counted, and each thing left out becomes one
-sentence in `RunData.notes`.
+`recipe.yaml`, `metrics.jsonl` and `summary.json` are each optional: a run may be in progress, or have failed before
+it wrote them, and the report must still come out. Nothing read here is trusted: files and lines are read up to a
+limit, values of the wrong type are treated as absent, a damaged line is skipped and counted, and each thing left out
+becomes one sentence in `RunData.notes`.
 
 The invariant its test checks: any bytes in the three files give a `RunData`, never an exception.
 """
@@ -40,6 +40,8 @@ CURVES = (
     "held_out_loss",
     "held_out_bits_per_byte",
 )
+# Where one of these is null, the value was NaN or infinite, which JSON cannot say.
+NEVER_EMPTY = frozenset({"loss", "grad_norm", "held_out_loss"})
 
 Facts = Mapping[str, object]
 
@@ -206,13 +208,13 @@ class _Log:
                 self.rewind(step, (name,))
                 self.steps[name].append(step)
                 self.values[name].append(value)
-            elif isinstance(record[name], float):
+            elif isinstance(record[name], float) or (record[name] is None and name in NEVER_EMPTY):
                 self.non_finite += 1
         if isinstance(record.get("event"), str) and len(self.events) < MAX_EVENTS:
             self.events.append((step, words(record, "event", limit=300)))
 
     def rewind(self, step: int, names: Iterable[str]) -> None:
-        """Forget what was logged at `step` and after: a resumed run goes back to its checkpoint and logs it again."""
+        """Forget what was logged from `step` on: a resumed run goes back to its checkpoint and logs it again."""
         for name in names:
             while self.steps[name] and self.steps[name][-1] >= step:
                 self.steps[name].pop()

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 
 from trivium.report import markup, units
-from trivium.report.plots import FIRST, SECOND, Bar, Line, bar_plot, line_plot
+from trivium.report.plots import SECOND, Bar, Line, bar_plot, line_plot
 from trivium.report.run_data import RunData, number, part, words
 from trivium.report.verdict import baselines, bits_per_byte, final_loss, sentence, state
 
@@ -57,7 +57,7 @@ def header(run: RunData) -> str:
     """Title, verdict, key figures."""
     name = words(run.summary, "run", 200) or str(run.directory)
     held_out = part(run.summary, "held_out")
-    figures = [
+    figures: list[tuple[str, float | None, Callable[[float], str]]] = [
         ("Bits per byte", bits_per_byte(run), units.figure),
         ("Perplexity", number(held_out, "perplexity"), units.figure),
         ("Training loss", final_loss(run), units.figure),
@@ -106,25 +106,23 @@ def learning(run: RunData) -> str:
         lines.append(Line(held_out, "held out", SECOND, marked=True))
     caption = "Cross-entropy in nats per token."
     if loss:
-        caption += (
-            f" Training: {units.figure(loss.values[0])} at first, {units.figure(loss.values[-1])} at last."
-        )
+        first, last = (units.figure(loss.values[index]) for index in (0, -1))
+        caption += f" Training: {first} at first, {last} at last."
     if held_out:
         best = min(range(len(held_out.values)), key=held_out.values.__getitem__)
-        caption += (
-            f" Held out: {units.figure(held_out.values[best])} at best (step {held_out.steps[best]:,})."
-        )
+        lowest, step = units.figure(held_out.values[best]), held_out.steps[best]
+        caption += f" Held out: {lowest} at best (step {step:,})."
     else:
         caption += " No held-out evaluation has been logged."
-    last = run.last_step or 1
+    end = run.last_step or 1
     log = min((*loss.values, *held_out.values)) > 0
     return markup.section(
         "Learning",
         markup.plot(
             "Loss",
-            line_plot(lines, name="loss-wide", wide=True, log=log, last=last),
+            line_plot(lines, name="loss-wide", wide=True, log=log, last=end),
             caption,
-            phone_svg=line_plot(lines, name="loss", log=log, last=last),
+            phone_svg=line_plot(lines, name="loss", log=log, last=end),
         ),
         markup.columns(
             [
@@ -139,9 +137,8 @@ def held_out(run: RunData) -> str:
     """Bits per byte beside the baselines that need no model."""
     ours = bits_per_byte(run)
     if ours is None:
-        return markup.section(
-            "Held-out text", markup.missing("The run has not been measured on held-out text.")
-        )
+        reason = "The run has not been measured on held-out text."
+        return markup.section("Held-out text", markup.missing(reason))
     bars = [Bar(name, value, units.figure(value)) for name, value in baselines(run)]
     caption = "Bits per byte, lower is better. " if bars else "No baselines were measured beside it. "
     caption += "The number does not depend on the tokenizer."
@@ -202,13 +199,15 @@ def use(run: RunData) -> str:
     if state(run) != "finished":
         commands.append(f"trivium resume {shlex.quote(str(run.directory))}")
     if state(run) == "finished" or (run.directory / "model").is_dir():
-        kind = words(part(run.summary, "model_facts") or part(run.recipe, "model"), "kind") or "decoder"
-        verbs, loader = _USES.get(kind, _USES["decoder"])
-        commands += [verb.format(model=shlex.quote(model)) for verb in verbs]
+        quoted = shlex.quote(model)
+        commands += [
+            f'trivium generate {quoted} --prompt "Once upon a time"',
+            f"trivium metric perplexity {quoted} --file YOUR_TEXT.txt",
+        ]
         python = (
-            f"from transformers import AutoTokenizer, {loader}\n\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(model)})\n"
-            f"model = {loader}.from_pretrained({json.dumps(model)})"
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model)})"
         )
     return markup.section(
         "Use it next",
@@ -243,28 +242,8 @@ def reproduce(run: RunData) -> str:
         else markup.missing("The recipe is left out: recipe.yaml is not there or cannot be read."),
         markup.columns(environment) if environment else "",
         markup.folded(f"Events ({len(events)})", markup.table(events)) if events else "",
-        "<h3>Left out of this page</h3>\n<ul>"
-        + "".join(f"<li>{markup.text(note)}</li>" for note in notes)
-        + "</ul>"
-        if notes
-        else "",
+        markup.listed("Left out of this page", notes) if notes else "",
     )
-
-
-_USES = {
-    "decoder": (
-        (
-            'trivium generate {model} --prompt "Once upon a time"',
-            "trivium metric perplexity {model} --file YOUR_TEXT.txt",
-        ),
-        "AutoModelForCausalLM",
-    ),
-    "encoder": (('trivium fill-mask {model} "The [MASK] of the text"',), "AutoModelForMaskedLM"),
-    "encoder-decoder": (
-        ('trivium seq2seq {model} "A text to translate or to shorten"',),
-        "AutoModelForSeq2SeqLM",
-    ),
-}
 
 
 def _curve(run: RunData, key: str, title: str, show: Callable[[float], str], *, log: bool = False) -> str:
@@ -273,10 +252,8 @@ def _curve(run: RunData, key: str, title: str, show: Callable[[float], str], *, 
         return markup.block(title, markup.missing(f"Not logged: metrics.jsonl holds no {key}."))
     low, high = min(curve.values), max(curve.values)
     caption = f"From {show(low)} to {show(high)}; {show(curve.values[-1])} at last."
-    line = Line(curve, title, FIRST)
-    return markup.plot(
-        title, line_plot([line], name=key, log=log and low > 0, last=run.last_step or 1), caption
-    )
+    svg = line_plot([Line(curve, title)], name=key, log=log and low > 0, last=run.last_step or 1)
+    return markup.plot(title, svg, caption)
 
 
 def _tokens_per_second(run: RunData) -> float | None:
@@ -300,9 +277,7 @@ def _throughput(run: RunData) -> str:
     caption = f"Median {middle:,.0f}."
     mfu = sorted(run.curve("mfu").values)
     if mfu:
-        caption += (
-            f" Median model FLOP utilisation {100 * mfu[len(mfu) // 2]:.0f} % of the machine's measured peak."
-        )
+        caption += f" Median model FLOP utilisation: {100 * mfu[len(mfu) // 2]:.0f} % of the machine's peak."
     tokens = run.curve("tokens").last
     if tokens:
         caption += f" {units.count(tokens)} tokens in all."

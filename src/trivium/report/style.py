@@ -22,7 +22,9 @@ body {
   background: var(--ground); color: var(--ink); font: 1rem/1.55 var(--sans);
 }
 h1 { margin: 0; font: 600 2.1rem/1.15 var(--serif); overflow-wrap: anywhere; }
-h2 { margin: 3rem 0 0.9rem; padding-top: 0.9rem; border-top: 1px solid var(--rule); font: 600 1.3rem/1.3 var(--serif); }
+h2 {
+  margin: 3rem 0 0.9rem; padding-top: 0.9rem; border-top: 1px solid var(--rule); font: 600 1.3rem/1.3 var(--serif);
+}
 h3 { margin: 0 0 0.4rem; font: 600 0.95rem/1.4 var(--sans); }
 p { margin: 0 0 0.8rem; max-width: 44rem; }
 .kicker { margin: 0 0 0.5rem; color: var(--muted); font-size: 0.9rem; overflow-wrap: anywhere; }
@@ -30,11 +32,16 @@ p { margin: 0 0 0.8rem; max-width: 44rem; }
 .muted, figcaption, .missing { color: var(--muted); font-size: 0.9rem; }
 .missing { font-style: italic; }
 .key-figures {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: 1rem 1.2rem; margin: 1.8rem 0 0;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: 1rem 1.2rem;
+  margin: 1.8rem 0 0;
 }
 .key-figures dt { color: var(--muted); font-size: 0.82rem; }
-.key-figures dd { margin: 0; font: 600 1.3rem/1.3 var(--sans); white-space: nowrap; font-variant-numeric: tabular-nums; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.6rem 2.4rem; }
+.key-figures dd {
+  margin: 0; font: 600 1.3rem/1.3 var(--sans); white-space: nowrap; font-variant-numeric: tabular-nums;
+}
+.columns {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.6rem 2.4rem;
+}
 figure + .columns { margin-top: 1.6rem; }
 .pile > * + * { margin-top: 1.6rem; }
 .columns > * { min-width: 0; }

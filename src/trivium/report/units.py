@@ -6,7 +6,7 @@ import math
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """`value` with `digits` significant digits, with an exponent only where it is shorter: 3.00e-04, 1.92, 2,019."""
+    """`value` with `digits` significant digits; an exponent only where it is shorter: 3.00e-04, 1.92, 2,019."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:

@@ -1,8 +1,8 @@
 """The run in one sentence: did it end, and is the model better than what needs no model at all.
 
 Two baselines make bits per byte mean something: the entropy of the tokens' own frequencies (a model that ignores its
-context), and `xz -9` on the same bytes (a compressor that never learned language). A model above either has not learned
-what they know, and the sentence says so.
+context), and `xz -9` on the same bytes (a compressor that never learned language). A model above either has not
+learned what they know, and the sentence says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def bits_per_byte(run: RunData) -> float | None:
 
 
 def steps_done(run: RunData) -> int | None:
-    """Optimizer steps finished, from the summary or (counted from 0) from the log."""
+    """Optimizer steps finished, from the summary or the log (where `step` counts finished steps)."""
     steps = number(run.summary, "steps")
     if steps is not None:
         return int(steps)
@@ -83,7 +83,8 @@ def _how_good(run: RunData) -> str:
         if loss is None:
             return ""
         return f"Its last training loss is {units.figure(loss)} nats per token; {measured}."
-    below, above = [], []
+    below: list[str] = []
+    above: list[str] = []
     for name, value in baselines(run):
         (below if ours < value else above).append(f"{name} ({units.figure(value)})")
     text = f"Held-out text costs it {units.figure(ours)} bits per byte"

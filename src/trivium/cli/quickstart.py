@@ -1,0 +1,36 @@
+"""`trivium quickstart`: from nothing to a trained, measured language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+
+app = new_app()
+
+
+@app.command()
+def quickstart(
+    family: Annotated[str, typer.Option(help="Which kind of model: decoder.")] = "decoder",
+    out: Annotated[Path, typer.Option(help="Directory to write the run to.")] = Path("runs/quickstart"),
+    minutes: Annotated[float, typer.Option(help="About how long it may take on this machine.")] = 5.0,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """From nothing to a trained, measured language model: nothing is downloaded.
+
+    Learns a tokenizer and a model from the text every machine has, the Python standard library; measures it
+    on text held out; lets it write; and leaves a report and a model that `transformers` opens.
+
+    \b
+    Examples:
+      trivium quickstart
+      trivium quickstart --minutes 30 --out runs/half-an-hour
+    """
+    from trivium.quickstart.run import quickstart as run
+
+    with Output(as_json, quiet) as output:
+        output.result(run(out=out, minutes=minutes, family=family, progress=output.progress))

@@ -1,0 +1,32 @@
+"""`trivium resume`: go on with a run that was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+
+app = new_app()
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory.")],
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Go on with a run that was interrupted, from its last good checkpoint.
+
+    The result is bit for bit that of a run that was never interrupted.
+
+    \b
+    Example:
+      trivium resume runs/shakespeare
+    """
+    from trivium.pretraining.run import resume as run
+
+    with Output(as_json, quiet) as output:
+        output.result(run(run_dir, progress=output.progress))

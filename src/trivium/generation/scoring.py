@@ -1,0 +1,228 @@
+"""Texts to log-likelihoods: every token scored exactly once, in rolling windows.
+
+A text longer than the model's context is cut as EleutherAI's lm-evaluation-harness does it
+(`loglikelihood_rolling` with one context token). Before the tokens t_0 .. t_{n-1} stands a prefix token b
+(beginning-of-text, else end-of-text). The first window reads b, t_0 .. and scores up to `max_length` tokens;
+each later one ends where the next `max_length` tokens end (or the text does), is filled up to the left with
+context, and scores only what is new.
+
+Log-probabilities are a log-softmax in fp32 and are summed in fp64; the logits of all positions are never held
+at once. Since attention is causal, rows can be padded on the right without a mask. Invariants its tests
+check: the windows are those of a brute-force reading of the rule; the sum is that of one plain forward pass
+per window.
+
+Shapes: B windows, T positions, N scored tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trivium.errors import UserError
+from trivium.generation.mode import evaluating
+from trivium.generation.prompts import document_start
+from trivium.metrics.perplexity import Perplexity, count_bytes, count_words, perplexity
+from trivium.models.transformer import Decoder
+from trivium.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from trivium.tokenizer.bpe import Tokenizer
+
+# Most logits held at once, in numbers: 64 MB in fp32.
+LOGITS_PER_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward pass over a text with the prefix in front: b, t_0, t_1, ..."""
+
+    start: int
+    """First position read, counted with the prefix: 0 is b, 1 is t_0."""
+    end: int
+    """One past the last position read; the last token predicted is t_{end-1}."""
+    num_scored: int
+    """How many of the last predictions count; those before were scored by an earlier window."""
+
+
+# A document's number, and one of its windows.
+_Numbered = tuple[int, Window]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Sums over a text or a corpus, from which every perplexity follows."""
+
+    nll_sum: float
+    """Negative log-likelihood, nats."""
+    num_tokens: int
+    """Scored tokens: all but the prefix."""
+    num_bytes: int
+    """UTF-8 bytes of the text."""
+    num_words: int
+    """Words of the text, counted as by `metrics.perplexity.count_words`."""
+
+    def __add__(self, other: TextScore) -> TextScore:
+        """The two texts as one corpus."""
+        return TextScore(
+            self.nll_sum + other.nll_sum,
+            self.num_tokens + other.num_tokens,
+            self.num_bytes + other.num_bytes,
+            self.num_words + other.num_words,
+        )
+
+    def perplexity(self) -> Perplexity:
+        """Perplexities of the text; raises UserError when it has no tokens."""
+        return perplexity(self.nll_sum, self.num_tokens, num_bytes=self.num_bytes, num_words=self.num_words)
+
+
+def rolling_windows(num_tokens: int, max_length: int) -> list[Window]:
+    """The windows that score each of `num_tokens` tokens once, reading at most `max_length` positions a
+    time."""
+    begins = range(0, num_tokens, max_length)
+    ends = [min(begin + max_length, num_tokens) for begin in begins]
+    return [Window(max(0, end - max_length), end, end - begin) for begin, end in zip(begins, ends, strict=True)]
+
+
+def token_logprobs(
+    model: Decoder,
+    ids: Sequence[int],
+    *,
+    prefix_id: int,
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+) -> Tensor:
+    """Log-probability (nats) of each of `ids` given those before it: (len(ids),) fp32 on the CPU.
+
+    `prefix_id` stands before the first one; `max_length` is the longest window (None: the model's context).
+    """
+    (logprobs,) = documents_logprobs(
+        model, [ids], prefix_id=prefix_id, max_length=max_length, tokens_per_batch=tokens_per_batch
+    )
+    return logprobs
+
+
+def documents_logprobs(
+    model: Decoder,
+    documents: Sequence[Sequence[int]],
+    *,
+    prefix_id: int,
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+    progress: Progress = SILENT,
+) -> list[Tensor]:
+    """`token_logprobs` of each document: each is scored by itself, but their windows share batches.
+
+    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when `max_length`
+    exceeds the model's context.
+    """
+    context = model.config.max_positions
+    max_length = context if max_length is None else max_length
+    if not 1 <= max_length <= context:
+        raise UserError(f"windows of {max_length} tokens: the model reads from 1 to {context} at a time")
+    windows = [
+        (number, window) for number, ids in enumerate(documents) for window in rolling_windows(len(ids), max_length)
+    ]
+    windows.sort(key=lambda item: item[1].start - item[1].end)  # longest first: like lengths share a batch
+    results = [torch.empty(len(ids)) for ids in documents]
+    progress.start("score", total=sum(map(len, documents)), unit="tokens")
+    with evaluating(model):
+        for batch in _batches(windows, tokens_per_batch):
+            texts = [_read(documents[number], prefix_id, window) for number, window in batch]
+            scores = _score(model, texts, [window.num_scored for _, window in batch])
+            for (number, window), logprobs in zip(batch, scores, strict=True):
+                results[number][window.end - window.num_scored : window.end] = logprobs
+                progress.advance(window.num_scored)
+    progress.finish()
+    return results
+
+
+def score_documents(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+    progress: Progress = SILENT,
+) -> list[TextScore]:
+    """The sums of each text, scored by itself; added up (`sum_scores`), they are those of the corpus.
+
+    Before each text stands the tokenizer's beginning-of-text token, else its end-of-text token, which is not
+    scored.
+    """
+    logprobs = documents_logprobs(
+        model,
+        tokenizer.encode_batch(texts),
+        prefix_id=document_start(tokenizer),
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+        progress=progress,
+    )
+    return [
+        TextScore(-float(scored.double().sum()), len(scored), count_bytes(text), count_words(text))
+        for text, scored in zip(texts, logprobs, strict=True)
+    ]
+
+
+def score_text(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = 8192,
+    progress: Progress = SILENT,
+) -> TextScore:
+    """`score_documents` of one text."""
+    (score,) = score_documents(
+        model, tokenizer, [text], max_length=max_length, tokens_per_batch=tokens_per_batch, progress=progress
+    )
+    return score
+
+
+def sum_scores(scores: Iterable[TextScore]) -> TextScore:
+    """A corpus: its perplexities are ratios of these sums, not means over documents."""
+    return reduce(operator.add, scores, TextScore(0.0, 0, 0, 0))
+
+
+def _read(ids: Sequence[int], prefix_id: int, window: Window) -> list[int]:
+    """What a window reads, and one token more: its last target."""
+    before = [prefix_id] if window.start == 0 else []
+    return [*before, *ids[max(0, window.start - 1) : window.end]]
+
+
+def _batches(windows: Sequence[_Numbered], tokens_per_batch: int) -> Iterator[Sequence[_Numbered]]:
+    """Runs of `windows` (longest first) that hold at most `tokens_per_batch` positions when padded."""
+    start = 0
+    while start < len(windows):
+        _, longest = windows[start]
+        count = max(1, tokens_per_batch // (longest.end - longest.start))
+        yield windows[start : start + count]
+        start += count
+
+
+@torch.inference_mode()
+def _score(model: Decoder, texts: list[list[int]], num_scored: list[int]) -> list[Tensor]:
+    """Log-probabilities of the last `num_scored[i]` tokens of `texts[i]`, the longest text first."""
+    device = model.embedding.weight.device
+    padded_BT = torch.tensor([text + [0] * (len(texts[0]) - len(text)) for text in texts], device=device)
+    lengths_B1, counts_B1 = torch.tensor([list(map(len, texts)), num_scored], device=device)[:, :, None]
+    target_T = torch.arange(1, padded_BT.shape[1], device=device)
+    scored_BT = (target_T >= lengths_B1 - counts_B1) & (target_T < lengths_B1)
+    hidden_BTD, _ = model.hidden(padded_BT[:, :-1])
+    hidden_ND, targets_N = hidden_BTD[scored_BT], padded_BT[:, 1:][scored_BT]
+    rows = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
+    logprobs_N = torch.cat(
+        [
+            model.logits(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+            for hidden, targets in zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
+        ]
+    )
+    return list(torch.split(logprobs_N.cpu(), num_scored))

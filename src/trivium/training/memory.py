@@ -1,0 +1,31 @@
+"""How much memory this process holds and has held, in bytes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import psutil
+import torch
+
+# getrusage counts in KiB on Linux and in bytes on macOS.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def current_bytes(device: torch.device) -> int:
+    """Memory in use now: of the card on CUDA, of the process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was ever in use: of the card on CUDA, of the process (since its start) otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says by `error` that an allocation failed (on a CPU there is no class for it)."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

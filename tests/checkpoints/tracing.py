@@ -1,0 +1,106 @@
+"""A save under strace: every system call that changes a file, and the same save killed or failed at any one of them.
+
+Each run is a real process on real files. The calls of one unharmed run are counted per name (strace counts them so);
+then the run is repeated with `inject=NAME:signal=SIGKILL:when=N` or `inject=NAME:error=ERRNO:when=N`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SAVES = Path(__file__).parent / "programs" / "saves.py"
+SOURCES = Path(__file__).resolve().parents[2] / "src"
+# Every call by which a process changes files or makes them durable; those never used by a save simply never occur.
+CHANGING = (
+    "open openat creat mkdir mkdirat write writev pwrite64 pwritev sendfile copy_file_range fsync fdatasync sync_file_range "
+    "rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat rmdir truncate ftruncate fallocate"
+).split()
+LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) = (-?\d+)(.*)$")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The `nth` call (from 1) of `name` in a process; `arguments` and `result` as strace prints them."""
+
+    name: str
+    nth: int
+    arguments: str
+    result: str
+
+    @property
+    def harmless(self) -> bool:
+        """Opening without creating changes nothing; descriptors 1 and 2 are the program's own talk."""
+        return ("open" in self.name and "O_CREAT" not in self.arguments) or (
+            self.name == "write" and self.arguments[:2] in ("1<", "2<")
+        )
+
+
+@cache
+def why_not() -> str | None:
+    """Why strace cannot be used here (None when it can)."""
+    if shutil.which("strace") is None:
+        return "needs strace (a Debian package), which is not installed"
+    tried = subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()[:200]}"
+
+
+def order(directory: Path, saves: list[tuple[int, int]], keep: int = 1, **more: Any) -> str:
+    """The argument of `programs/saves.py`."""
+    return json.dumps({"directory": str(directory), "keep": keep, "saves": saves, **more})
+
+
+def run(argument: str, *strace: str) -> subprocess.CompletedProcess[str]:
+    """`programs/saves.py` in a process of its own, under strace when options for it are given."""
+    command = [sys.executable, "-S", str(SAVES), argument]
+    if strace:
+        command = ["strace", "-f", "-qq", "--seccomp-bpf", *strace, *command]
+    environment = {
+        "PYTHONPATH": str(SOURCES),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "LC_ALL": "C.UTF-8",
+    }
+    environment |= {"PATH": os.environ["PATH"]}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def record(argument: str, log: Path) -> list[Call]:
+    """All file-changing calls of an unharmed run, in order, with the data written."""
+    done = run(argument, "-y", "-s", "100000", "-o", str(log), "-e", f"trace={','.join(CHANGING)}")
+    assert done.returncode == 0, done.stderr
+    counts: dict[str, int] = {}
+    calls = []
+    for line in log.read_text().splitlines():
+        match = LINE.match(line)
+        assert match, f"a line of strace that is not understood: {line[:200]}"
+        name = match[1]
+        counts[name] = counts.get(name, 0) + 1
+        calls.append(Call(name, counts[name], match[2], match[3] + match[4]))
+    return [call for call in calls if not call.harmless]
+
+
+def killed_at(argument: str, call: Call) -> None:
+    """Run the saves, killed on entering `call`."""
+    done = run(argument, "-o", os.devnull, "-e", f"trace={call.name}", "-e", inject(call, "signal=SIGKILL"))
+    assert done.returncode == -signal.SIGKILL, f"not killed at {call}: {done.returncode} {done.stderr}"
+
+
+def failed_at(argument: str, call: Call, errno_name: str, forever: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the saves with `call` (and, if `forever`, all its later namesakes) failing with `errno_name`."""
+    failure = inject(call, f"error={errno_name}") + ("+" if forever else "")
+    return run(argument, "-o", os.devnull, "-e", f"trace={call.name}", "-e", failure)
+
+
+def inject(call: Call, what: str) -> str:
+    """strace's words for it."""
+    return f"inject={call.name}:{what}:when={call.nth}"
