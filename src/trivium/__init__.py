@@ -40,7 +40,7 @@ _HOME = {
 }
 """Where each public name lives; `metrics` is a folder of its own."""
 
-__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604 (mypy reads the names above)
+__all__ = [*sorted(_HOME), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,8 @@ editors, `cls.model_json_schema()` has each docstring as a description.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from trivium.config_schema import Described, describe, fields_at, leaves
 from trivium.errors import UserError, nearest
 from trivium.yaml_text import Place, dotted
 
-__all__ = ["Described", "Settings", "build_settings", "describe", "dump_recipe", "load_recipe"]
+__all__ = ["Described", "Settings", "build_settings", "describe", "dump_recipe", "load_recipe", "plain"]
 
 S = TypeVar("S", bound="Settings")
 
@@ -202,3 +204,18 @@ def _dumped_item(item: Any, plain: Any) -> list[str]:
         return [f"  - {yaml_text.dump_value(plain)}"]
     first, *rest = _dumped(item, plain, comments=False) or ["{}"]
     return [f"  - {first}", *(f"    {line}" for line in rest)]
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: settings and dataclasses as objects, paths as text, numbers that are not finite as null."""
+    if isinstance(value, BaseModel):
+        return plain({name: getattr(value, name) for name in type(value).model_fields})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain({item.name: getattr(value, item.name) for item in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

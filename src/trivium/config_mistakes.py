@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from trivium.config_schema import annotations_at, choices, describe, fields_at
+from trivium.config_schema import ITEM, annotations_at, choices, describe, fields_at
 from trivium.errors import nearest
 from trivium.yaml_text import Place, dotted
 
@@ -38,11 +38,12 @@ def explain(cls: type[BaseModel], place: Place, errors: list[ErrorDetails]) -> s
     if "extra_forbidden" in kinds:
         return f"unknown key; {did_you_mean(cls, place)}"
     if kinds == {"missing"}:
-        key = dotted(tuple(part for part in place if isinstance(part, str)))
+        key = dotted(tuple(ITEM if isinstance(part, int) else part for part in place))
         doc = next((setting.doc for setting in describe(cls) if setting.key == key), "")
-        return "is missing" + (f": {' '.join(doc.split())}" if doc else f"; add `{place[-1]}: ...`")
+        return "is missing" + (f": {' '.join(doc.split())}" if doc else "; the list needs an item more")
     if kinds & {"model_type", "model_attributes_type", "dict_type"} and not isinstance(given, Mapping):
-        return f"is a section, not {_shown(given)}; its keys are {', '.join(fields_at(cls, place)) or 'free'}"
+        keys = ", ".join(fields_at(cls, place)) or "free to choose"
+        return f"is a section, not {_shown(given)}; its keys are {keys}"
     if kinds <= {"value_error", "assertion_error"} and isinstance(given, Mapping):
         return "; ".join(dict.fromkeys(_wish(error) for error in errors))
     wishes = [_wish(error) for error in errors if error["type"] not in ("literal_error", "enum")]

@@ -10,13 +10,16 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trivium import yaml_text
 from trivium.yaml_text import Place
+
+ITEM = "N"
+"""Stands for the number of an item in the keys of a list of sections."""
 
 
 def leaves(annotation: Any) -> Iterator[Any]:
@@ -76,17 +79,29 @@ class Described:
 
 
 def describe(cls: type[BaseModel]) -> list[Described]:
-    """Every setting below `cls` in the order of the code; those of a section are named `section.key`."""
+    """Every setting below `cls` in the order of the code.
+
+    Those of a section are named `section.key`, and those of a list of sections `section.N.key`.
+    """
     lines: dict[str, Described] = {}
     for name, info in cls.model_fields.items():
         inside = sections(info.annotation)
-        for each in (below for section in inside for below in describe(section)):
-            key = f"{name}.{each.key}"
-            lines.setdefault(key, Described(key, each.type, each.default, each.doc))
-        if not inside:
+        listed = _is_list(info.annotation)
+        if listed or not inside:
             default = None if info.is_required() else _written(info.get_default(call_default_factory=True))
             lines[name] = Described(name, _type_text(info), default, info.description or "")
+        for each in (below for section in inside for below in describe(section)):
+            key = f"{name}.{ITEM}.{each.key}" if listed else f"{name}.{each.key}"
+            lines.setdefault(key, Described(key, each.type, each.default, each.doc))
     return list(lines.values())
+
+
+def _is_list(annotation: Any) -> bool:
+    """True for a list or tuple, and for a union that has one."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType, Annotated):
+        return any(_is_list(inner) for inner in get_args(annotation))
+    return origin in (list, tuple, Sequence)
 
 
 def _written(value: Any) -> str:
@@ -112,13 +127,17 @@ def _type_text(info: FieldInfo) -> str:
 def _words(annotation: Any) -> str:
     """A type in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(inner[0])
     if origin is Literal:
         return "one of: " + ", ".join(str(choice) for choice in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(_words(each) for each in inner)
     if origin in (list, tuple, Sequence):
-        return "list of " + _words(inner[0])
+        return "list of " + ("sections" if sections(inner[0]) else _words(inner[0]))
     if origin in (dict, Mapping):
         return f"{_words(inner[0])} to {_words(inner[1])}"
+    if sections(annotation):
+        return "section"
     names = {str: "text", bool: "true or false", Path: "path", types.NoneType: "null"}
     return str(names.get(annotation) or getattr(annotation, "__name__", annotation))

@@ -79,13 +79,13 @@ class MachineSpeed:
 
 def cpu_flags() -> tuple[str, ...]:
     """The processor's telling instruction sets; empty where the system does not list them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ()
-    lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
-    words = set(lines[0].partition(":")[2].split()) if lines else set()
+    words = set(_cpuinfo("flags", "Features").split())
     return tuple(flag for flag in TELLING_FLAGS if flag in words)
+
+
+def cpu_vendor() -> str:
+    """`GenuineIntel`, `AuthenticAMD`, ...; empty where the system does not say."""
+    return _cpuinfo("vendor_id")
 
 
 def has_fast_bf16() -> bool:
@@ -125,7 +125,7 @@ def describe_machine() -> MachineFacts:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return MachineFacts(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor_name(),
+        processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
         flags=cpu_flags(),
         physical_cores=psutil.cpu_count(logical=False) or usable_cores(),
         usable_cores=usable_cores(),
@@ -144,24 +144,31 @@ def measure_machine(seconds: float = 6.0, device: str = "cpu") -> MachineSpeed:
 
     place = torch.device(device)
     share = seconds / 4
-
-    def product(dtype: torch.dtype) -> float:
-        return _best_product(lambda n: torch.randn(n, n, device=place).to(dtype), torch.matmul, place, share)
-
-    def whole_numbers(n: int) -> torch.Tensor:
-        return torch.randint(-127, 127, (n, n), dtype=torch.int8, device=place)
-
     try:
-        int8: float | None = _best_product(whole_numbers, torch._int_mm, place, share)
+        int8: float | None = _best_product(torch.int8, place, share) / 1e9
     except (RuntimeError, AttributeError):  # a build of torch, or a device, without it
         int8 = None
     return MachineSpeed(
         device=device,
-        fp32_gflops=product(torch.float32),
-        bf16_gflops=product(torch.bfloat16),
+        fp32_gflops=_best_product(torch.float32, place, share) / 1e9,
+        bf16_gflops=_best_product(torch.bfloat16, place, share) / 1e9,
         int8_gops=int8,
         read_gb_per_s=_best_read(place, share),
     )
+
+
+def peak_product_flops(device: str, precision: str, seconds: float = 0.5) -> float | None:
+    """Measured ceiling of matrix products in FLOP/s, against which utilisation is told; None where there is none.
+
+    `precision` is `fp32`, `bf16` or `fp16`. Draws nothing from torch's random generator.
+    """
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    try:
+        return _best_product(dtypes[precision], torch.device(device), seconds)
+    except RuntimeError:  # a precision that the device does not offer
+        return None
 
 
 def best_seconds(work: Callable[[], object], budget: float) -> float:
@@ -177,26 +184,28 @@ def best_seconds(work: Callable[[], object], budget: float) -> float:
     return best
 
 
-def _best_product(
-    operand: Callable[[int], torch.Tensor],
-    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    device: torch.device,
-    seconds: float,
-) -> float:
-    """Best rate, in 1e9 operations per second, of n x n products of growing n, as far as the time allows."""
-    sizes = (1024, 4096, 8192) if device.type == "cuda" else (256, 512, 1024, 2048)
+def _best_product(dtype: torch.dtype, device: torch.device, seconds: float) -> float:
+    """Best rate, in operations per second, of n x n products of growing n, as far as the time allows."""
+    import torch
+
+    sizes = (1024, 4096, 8192) if device.type == "cuda" else (512, 1024, 2048)
+    generator = torch.Generator(device).manual_seed(0)  # of its own: the run's random numbers are not touched
     rate, end = 0.0, time.perf_counter() + seconds
     for n in sizes:
-        left, right = operand(n), operand(n)
+        numbers = torch.randint(-100, 100, (2, n, n), generator=generator, device=device)
+        left, right = (numbers if dtype == torch.int8 else numbers / 100).to(dtype)
+        multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
 
-        def work(left: torch.Tensor = left, right: torch.Tensor = right) -> None:
+        def work(
+            multiply: Callable[..., object] = multiply, left: torch.Tensor = left, right: torch.Tensor = right
+        ) -> None:
             multiply(left, right)
             _wait(device)
 
         operations = 2.0 * n**3
-        if rate and 3 * operations / rate / 1e9 > end - time.perf_counter():
+        if rate and 2 * operations / rate > end - time.perf_counter():
             break
-        rate = max(rate, operations / best_seconds(work, seconds / 6) / 1e9)
+        rate = max(rate, operations / best_seconds(work, seconds / 6))
     return rate
 
 
@@ -230,11 +239,11 @@ def _first_line(path: Path) -> str:
         return ""
 
 
-def _processor_name() -> str:
-    """The processor's own name for itself."""
+def _cpuinfo(*names: str) -> str:
+    """What the system says of its first processor under one of `names`; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() in names), "")

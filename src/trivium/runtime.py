@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from trivium.errors import UserError
-from trivium.machine import has_fast_bf16
+from trivium.machine import cpu_vendor, has_fast_bf16
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# glibc's `mallopt` parameters (malloc.h), and the values given to them.
+# glibc's `mallopt` parameters (malloc.h), and what they are set to: keep freed blocks of up to 1 GiB (an older glibc
+# takes no more than 32 MiB), and up to 2 GiB in all.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEEP_BYTES = 1 << 30
-# A product of fp32 numbers whose largest relative error exceeds this was not computed in fp32 (bf16 has
-# 4e-3).
+_MMAP_BYTES, _TRIM_BYTES = (1 << 30, 32 << 20), (1 << 31) - 1
+# A product whose largest error, relative to the largest result, exceeds this was not computed in fp32 (bf16: 1e-3).
 _FP32_ERROR = 1e-5
 
 
@@ -92,48 +92,51 @@ def choose_runtime(
     return Runtime(device, precision, seed, threads, rank, world_size)
 
 
-def prepare_process(runtime: Runtime) -> None:
-    """Set torch's threads and GPU, and make the two settings below; call once, before the first
-    computation."""
+def prepare_process(runtime: Runtime) -> list[str]:
+    """Make this process ready to compute, once, before it does; what was done, in words."""
     import torch
 
+    done = []
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    if runtime.device.startswith("cuda"):
+        done.append(f"{runtime.threads} compute threads")
+    if runtime.torch_device().type == "cuda":
         torch.cuda.set_device(runtime.torch_device())
     else:
-        keep_freed_memory()
-        allow_fast_exact_products()
+        done += ["freed memory is kept for the next step"] if keep_freed_memory() else []
+        done += ["fp32 products by oneDNN"] if use_onednn_for_fp32() else []
+    return done
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks up to 1 GiB for the next tensor, rather than return them to the system.
+    """Let glibc keep freed memory for the next tensor; True when that was done (False with another C library).
 
-    Without it each large activation is mapped, zeroed page by page and unmapped anew at every step. True when
-    done.
+    Else each large activation is mapped, zeroed page by page and unmapped anew at every step.
     """
     import ctypes
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
+    except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(parameter, _KEEP_BYTES) == 1 for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    raised = any(mallopt(_MMAP_THRESHOLD, number) == 1 for number in _MMAP_BYTES)
+    return raised and mallopt(_TRIM_THRESHOLD, _TRIM_BYTES) == 1
 
 
-def allow_fast_exact_products() -> bool:
-    """Let torch's fp32 products go to oneDNN where that is still true fp32; True when it is allowed.
+def use_onednn_for_fp32() -> bool:
+    """Send fp32 products to oneDNN where that is faster and as exact; True when that was done.
 
-    On processors for which MKL picks a slow path this more than doubles them. The setting (`medium`) permits
-    bf16 inside as well, which some processors then use; so the outcome is measured here, not guessed from a
-    name.
+    On AMD processors MKL takes a slow path, and oneDNN more than doubles it. The setting (`medium`) permits bf16
+    inside as well, which processors with matrix tiles then use; so the outcome is measured, not guessed.
     """
     import torch
 
+    if cpu_vendor() != "AuthenticAMD":
+        return False
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    left = torch.linspace(1.0, 1.9, 256 * 256).view(256, 256)  # no random numbers drawn: seeds stay untouched
-    right = left.flip(0).contiguous()
+    left = torch.linspace(1.0, 1.9, 256 * 384).view(256, 384)  # no random numbers are drawn: seeds stay untouched
+    right = left.flip(0).reshape(384, 256)
     exact = left.double() @ right.double()
     error = float(((left @ right).double() - exact).abs().max() / exact.abs().max())
     if error > _FP32_ERROR:

@@ -70,7 +70,7 @@ class Attempt:
     def unfinished(self) -> list[str]:
         """Names of checkpoints that are being written or deleted."""
         try:
-            return [name for name in os.listdir(self.checkpoints) if name.startswith(".tmp-step-")]
+            return [path.name for path in self.checkpoints.iterdir() if path.name.startswith(".tmp-step-")]
         except FileNotFoundError:
             return []
 
@@ -105,7 +105,7 @@ class Attempt:
         newest_name = max((int(name.split("-")[2]) for name in held), default=-1)
         visible = CheckpointStore(self.checkpoints).steps()
         phase = "elsewhere" if not held else "retiring" if newest_name < max(visible, default=-1) else "writing"
-        left = tuple(f"{name}/{file}" for name in held for file in sorted(os.listdir(self.checkpoints / name)))
+        left = tuple(f"{name}/{path.name}" for name in held for path in sorted((self.checkpoints / name).iterdir()))
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         return Kill(phase, time.monotonic() - self.started, left, newest=None)

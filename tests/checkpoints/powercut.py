@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: a model, made from the recorded calls of a save (the ALICE method, OSDI 2014).
+"""What a disk may hold after a power cut: a model, made from the recorded calls of a save (ALICE's method, OSDI 2014).
 
 POSIX promises only this: what was written to a file before an `fsync` of it is on the disk after it, and what was done
 to a directory's entries before an `fsync` of that directory likewise. Everything else may be there or not, in any
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracing import Call
+from checkpoints.tracing import Call
 
 Node = int
 STRING = r'"(?:[^"\\]|\\.)*"'

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,10 @@ SAVES = Path(__file__).parent / "programs" / "saves.py"
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 # Every call by which a process changes files or makes them durable; those never used by a save simply never occur.
 CHANGING = (
-    "open openat creat mkdir mkdirat write writev pwrite64 pwritev sendfile copy_file_range fsync fdatasync sync_file_range "
-    "rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat rmdir truncate ftruncate fallocate"
-).split()
+    "open,openat,creat,mkdir,mkdirat,write,writev,pwrite64,pwritev,sendfile,copy_file_range,fsync,fdatasync,"
+    "sync_file_range,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,truncate,"
+    "ftruncate,fallocate"
+)
 LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) = (-?\d+)(.*)$")
 
 
@@ -39,10 +41,9 @@ class Call:
 
     @property
     def harmless(self) -> bool:
-        """Opening without creating changes nothing; descriptors 1 and 2 are the program's own talk."""
-        return ("open" in self.name and "O_CREAT" not in self.arguments) or (
-            self.name == "write" and self.arguments[:2] in ("1<", "2<")
-        )
+        """Opening without creating changes nothing; descriptor 1 is the program's own talk."""
+        opening = "open" in self.name and "O_CREAT" not in self.arguments
+        return opening or (self.name == "writev" and self.arguments.startswith("1<"))
 
 
 @cache
@@ -59,25 +60,49 @@ def order(directory: Path, saves: list[tuple[int, int]], keep: int = 1, **more: 
     return json.dumps({"directory": str(directory), "keep": keep, "saves": saves, **more})
 
 
-def run(argument: str, *strace: str) -> subprocess.CompletedProcess[str]:
-    """`programs/saves.py` in a process of its own, under strace when options for it are given."""
-    command = [sys.executable, "-S", str(SAVES), argument]
-    if strace:
-        command = ["strace", "-f", "-qq", "--seccomp-bpf", *strace, *command]
-    environment = {
-        "PYTHONPATH": str(SOURCES),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        "LC_ALL": "C.UTF-8",
-    }
-    environment |= {"PATH": os.environ["PATH"]}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+@dataclass(frozen=True)
+class Ended:
+    """How a process that made saves ended: exit status (negative: a signal), and what it told before."""
+
+    status: int
+    outcomes: list[dict[str, Any]] | None
+
+
+@cache
+def saver() -> subprocess.Popen[str]:
+    """`programs/saves.py`, which forks a process for each order (it ends when this process does)."""
+    environment = {"PYTHONPATH": str(SOURCES), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    return subprocess.Popen(
+        [sys.executable, "-S", str(SAVES)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def run(argument: str, *strace: str) -> Ended:
+    """Make the saves of an order in a process of their own, under strace when options for it are given."""
+    process = saver()
+    assert process.stdin and process.stdout
+    process.stdin.write(argument)
+    process.stdin.flush()
+    child = int(process.stdout.readline())
+    tracer = subprocess.Popen(["strace", "-qq", "-p", str(child), *strace]) if strace else None
+    while tracer and "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
+        assert tracer.poll() is None, "strace ended before it began"
+        time.sleep(0.001)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    lines = [process.stdout.readline()]
+    while not re.fullmatch(r"-?\d+\n", lines[-1]):
+        assert lines[-1], "the program that makes saves is gone"
+        lines.append(process.stdout.readline())
+    if tracer:
+        tracer.wait(60)
+    return Ended(int(lines[-1]), json.loads(lines[0]) if len(lines) > 1 else None)
 
 
 def record(argument: str, log: Path) -> list[Call]:
     """All file-changing calls of an unharmed run, in order, with the data written."""
-    done = run(argument, "-y", "-s", "100000", "-o", str(log), "-e", f"trace={','.join(CHANGING)}")
-    assert done.returncode == 0, done.stderr
+    done = run(argument, "-y", "-s", "100000", "-o", str(log), "-e", f"trace={CHANGING}")
+    assert done.status == 0
     counts: dict[str, int] = {}
     calls = []
     for line in log.read_text().splitlines():
@@ -92,10 +117,10 @@ def record(argument: str, log: Path) -> list[Call]:
 def killed_at(argument: str, call: Call) -> None:
     """Run the saves, killed on entering `call`."""
     done = run(argument, "-o", os.devnull, "-e", f"trace={call.name}", "-e", inject(call, "signal=SIGKILL"))
-    assert done.returncode == -signal.SIGKILL, f"not killed at {call}: {done.returncode} {done.stderr}"
+    assert done == Ended(-signal.SIGKILL, None), f"not killed at {call}: {done}"
 
 
-def failed_at(argument: str, call: Call, errno_name: str, forever: bool = False) -> subprocess.CompletedProcess[str]:
+def failed_at(argument: str, call: Call, errno_name: str, forever: bool = False) -> Ended:
     """Run the saves with `call` (and, if `forever`, all its later namesakes) failing with `errno_name`."""
     failure = inject(call, f"error={errno_name}") + ("+" if forever else "")
     return run(argument, "-o", os.devnull, "-e", f"trace={call.name}", "-e", failure)

@@ -10,10 +10,10 @@ import textwrap
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from trivium.tokenizer.bpe import Tokenizer
 
 from trivium.models.config import ModelConfig
 from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.tokenizer.bpe import Tokenizer
 
 TEXT = "".join(inspect.getsource(module) for module in (argparse, random, textwrap))
 

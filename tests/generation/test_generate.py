@@ -8,7 +8,6 @@ import random
 import pytest
 import torch
 from transformers import LlamaForCausalLM
-from trivium.tokenizer.bpe import Tokenizer
 
 from trivium.errors import UserError
 from trivium.generation import generate as module
@@ -18,6 +17,7 @@ from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
 from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.tokenizer.bpe import Tokenizer
 
 Prompts = list[list[int]]
 SAMPLED = GenerationSettings(temperature=1.3, top_k=100, top_p=0.95, min_p=0.001, seed=11, max_new_tokens=24)
@@ -129,8 +129,7 @@ def test_every_kind_of_decoder_batches_exactly(
 def test_other_precisions_continue_alike(
     model: Decoder, tokenizer: Tokenizer, prompts: Prompts, dtype: torch.dtype
 ) -> None:
-    """The KV cache has the precision of the weights; the first tokens, where scores are far apart, stay the
-    same."""
+    """The KV cache has the precision of the weights; the first tokens, where scores are far apart, stay the same."""
     full = generate(model, tokenizer, prompts, GREEDY)
     other = generate(model.to(dtype), tokenizer, prompts, GREEDY)
     same = sum(one.tokens[0] == two.tokens[0] for one, two in zip(full, other, strict=True))
@@ -182,8 +181,8 @@ def test_the_check_sees_attended_padding(
 def test_the_check_sees_shifted_positions(
     model: Decoder, tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken control: new tokens are numbered from the padded length. Rotary attention only sees distances,
-    so that one more than there is must already show."""
+    """Broken control: new tokens are numbered from the padded length. Rotary attention only sees distances, so that
+    one more than there is must already show."""
     read = module._Batch._read
 
     def shifted(batch: module._Batch, ids, segments, positions, cache) -> None:  # type: ignore[no-untyped-def]
@@ -294,8 +293,18 @@ def test_stop_strings_across_tokens(model: Decoder, tokenizer: Tokenizer, prompt
 def test_a_special_token_as_stop_string(model: Decoder, tokenizer: Tokenizer, prompts: Prompts) -> None:
     """It never appears as text, so it is matched as a token, also when end-of-text tokens are ignored."""
     assert tokenizer.eos_id is not None
-    ends = module._end_ids(tokenizer, changed(GREEDY, stop=[tokenizer.decode([tokenizer.eos_id]), "a"]), None)
-    assert ends == {tokenizer.eos_id}
+    settings = changed(GREEDY, stop=[tokenizer.decode([tokenizer.eos_id]), "a"])
+    assert module._rules(tokenizer, settings, None).ends == {tokenizer.eos_id}
+    assert module._rules(tokenizer, changed(settings, stop=[]), [7, 8]).ends == set()
+    assert module._rules(tokenizer, GenerationSettings(), [7, 8]).ends == {7, 8}
+
+
+def test_the_tail_of_a_long_embedding_table_is_never_chosen(model: Decoder, text: str, prompts: Prompts) -> None:
+    """The model knows 400 ids, this tokenizer only 300 of them."""
+    smaller = Tokenizer.train(texts=[text], vocab_size=300)
+    for settings in (changed(GREEDY, repetition_penalty=1.1), changed(SAMPLED, temperature=3.0, top_k=0, top_p=1.0)):
+        tokens = [token for g in generate(model, smaller, prompts, settings) for token in g.tokens]
+        assert max(tokens) < smaller.vocab_size <= 300
 
 
 def test_the_context_ends_a_text(model: Decoder, tokenizer: Tokenizer, text: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from transformers import LlamaForCausalLM
-from trivium.tokenizer.bpe import Tokenizer
 
 from trivium.errors import UserError
 from trivium.generation import scoring
@@ -23,6 +22,7 @@ from trivium.generation.scoring import (
     token_logprobs,
 )
 from trivium.models.transformer import Decoder
+from trivium.tokenizer.bpe import Tokenizer
 
 PREFIX = -1
 

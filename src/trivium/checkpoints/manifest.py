@@ -67,12 +67,12 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         for piece in pieces:
-            view = memoryview(piece)
-            for start in range(0, len(view), CHUNK_BYTES):
-                chunk = view[start : start + CHUNK_BYTES]
-                digest.update(chunk)
-                write_all(descriptor, chunk)
-            size += len(view)
+            for start in range(0, len(piece), CHUNK_BYTES):
+                with memoryview(piece)[start : start + CHUNK_BYTES] as chunk:
+                    digest.update(chunk)
+                    write_all(descriptor, chunk)
+            size += len(piece)
+            del piece  # its memory is free before the next piece is made
         sync_descriptor(descriptor)
     finally:
         os.close(descriptor)

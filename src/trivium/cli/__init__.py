@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trivium import __version__
-from trivium.errors import Interrupted, UserError, nearest
+from trivium.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say(str(error))
         return 2
-    except Interrupted as error:
-        _say(str(error))
-        return error.exit_code
+    except SystemExit as error:
+        if not isinstance(code := getattr(error, "exit_code", None), int):
+            raise
+        _say(str(error))  # a run that was told to end, and has saved; its message says how to go on
+        return code
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

@@ -14,9 +14,7 @@ app = new_app()
 
 @app.command()
 def doctor(
-    seconds: Annotated[
-        float, typer.Option(min=0.2, max=600, help="How long to measure each device (0.2 to 600 seconds).")
-    ] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.2, max=600, help="How long to measure each device.")] = 6.0,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

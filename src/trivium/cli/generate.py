@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, help_of, new_app
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
 
 app = new_app()

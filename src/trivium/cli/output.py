@@ -6,17 +6,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import sys
-import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
 import typer
 
-from trivium.config import Settings, describe
 from trivium.progress import SILENT, Progress, TerminalProgress
 from trivium.runtime import world_from_environment
 
@@ -34,21 +30,6 @@ def new_app(**settings: Any) -> typer.Typer:
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
         **settings,
     )
-
-
-def help_of(cls: type[Settings], name: str) -> Any:
-    """An option explained by the docstring of the setting it sets."""
-    return typer.Option(help=" ".join((cls.model_fields[name].description or "").split()))
-
-
-def settings_help(cls: type[Settings]) -> str:
-    """Every setting of a recipe with its type, default and docstring."""
-    lines = ["", "Settings (in the recipe, or as key=value after it):", ""]
-    for setting in describe(cls):
-        default = "must be given" if setting.default is None else f"default {setting.default}"
-        lines.append(f"  {setting.key}  ({setting.type}; {default})")
-        lines += textwrap.wrap(" ".join(setting.doc.split()), 98, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines) + "\n"
 
 
 class Output(contextlib.AbstractContextManager["Output"]):
@@ -85,36 +66,42 @@ class Output(contextlib.AbstractContextManager["Output"]):
         if not self.is_main:
             return
         if self.as_json:
-            self._stdout.write(json.dumps(_plain(values), ensure_ascii=False, allow_nan=False) + "\n")
+            from trivium.config import plain
+
+            self._stdout.write(json.dumps(plain(values), ensure_ascii=False, allow_nan=False) + "\n")
         else:
             self.write(table(values) if text is None else text.rstrip("\n") + "\n")
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Names and values in two columns."""
-    width = max((len(name) for name in values), default=0) + 2
-    return "".join(f"{name.replace('_', ' '):<{width}}{_shown(value)}\n" for name, value in values.items())
+    """Names and plain values in two columns; what is nested is left to `--json`."""
+    rows = {name.replace("_", " "): value for name, value in values.items() if not _is_nested(value)}
+    width = max(map(len, rows), default=0) + 2
+    return "".join(f"{name:<{width}}{_shown(value)}\n" for name, value in rows.items())
+
+
+def run_table(summary: Mapping[str, Any]) -> str:
+    """What a person wants to know first of a finished run."""
+    held_out = summary.get("held_out") or {}
+    rows = {
+        "held out": f"{held_out['bits_per_byte']:.4f} bits per byte" if held_out else "nothing was held out",
+        **{name: summary[name] for name in ("steps", "final_loss", "tokens_per_second") if name in summary},
+        **{
+            name.removesuffix("_bytes"): f"{summary[name] / 2**20:,.0f} MiB"
+            for name in ("peak_bytes", "planned_peak_bytes")
+            if summary.get(name) is not None
+        },
+        **{name: summary[name] for name in ("run", "model", "report") if name in summary},
+    }
+    return table(rows)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple) or dataclasses.is_dataclass(value)
 
 
 def _shown(value: Any) -> str:
     """A value for people."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, Mapping | list | tuple):
-        return json.dumps(_plain(value), ensure_ascii=False)
-    return str(value)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: paths as text, numbers that are not finite as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, settings_help
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, run_table
+from trivium.cli.settings_help import settings_help
 
 app = new_app()
 
@@ -16,7 +17,7 @@ app = new_app()
 def pretrain(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to use instead of the recipe's.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Settings to use instead of the recipe's.")
     ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -38,7 +39,8 @@ def pretrain(
         settings = load_recipe(PretrainRecipe, recipe, overrides or ())
         from trivium.pretraining.run import pretrain as run
 
-        output.result(run(settings, progress=output.progress))
+        summary = run(settings, progress=output.progress)
+        output.result(summary, run_table(summary))
 
 
 def after_help() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, run_table
 
 app = new_app()
 
@@ -29,4 +29,5 @@ def resume(
     from trivium.pretraining.run import resume as run
 
     with Output(as_json, quiet) as output:
-        output.result(run(run_dir, progress=output.progress))
+        summary = run(run_dir, progress=output.progress)
+        output.result(summary, run_table(summary))

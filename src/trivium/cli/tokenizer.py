@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +14,23 @@ from trivium.errors import UserError
 app = new_app(help="Learn a tokenizer from text, use it, judge it.", no_args_is_help=True)
 
 TokenizerPath = Annotated[Path, typer.Argument(metavar="TOK", help="A tokenizer directory or tokenizer.json.")]
-Files = Annotated[list[Path], typer.Argument(metavar="FILES...", help="Text files, or files of rows with text.")]
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES", help="Text files, files of rows with text, folders, globs, or stdlib: Python's own library."
+    ),
+]
 
 
 @app.command()
 def train(
     files: Files,
-    vocab_size: Annotated[int, typer.Option(help="Entries to learn, special tokens included (at least 257).")],
+    vocab_size: Annotated[
+        int,
+        typer.Option(
+            help="Entries to learn, special tokens included (256 bytes and 4 special tokens always have their place)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to write the tokenizer to.")],
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -29,12 +40,15 @@ def train(
     \b
     Examples:
       trivium tokenizer train book.txt --vocab-size 8192 --out tokenizer
-      trivium tokenizer train corpus/*.txt --vocab-size 32768 --out tokenizer --json
+      trivium tokenizer train stdlib --vocab-size 4096 --out tokenizer --json
     """
     from trivium.tokenizer.bpe import Tokenizer
 
     with Output(as_json, quiet) as output:
-        tokenizer = Tokenizer.train(files, vocab_size=vocab_size, progress=output.progress)
+        if all(Path(file).suffix == ".txt" and Path(file).is_file() for file in files):  # read piece by piece
+            tokenizer = Tokenizer.train(files, vocab_size=vocab_size, progress=output.progress)
+        else:
+            tokenizer = Tokenizer.train(texts=_texts(files), vocab_size=vocab_size, progress=output.progress)
         tokenizer.save(out)
         output.result({"tokenizer": out, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint})
 
@@ -65,7 +79,7 @@ def encode(
 @app.command()
 def decode(
     tok: TokenizerPath,
-    ids: Annotated[list[int], typer.Argument(metavar="IDS...", help="Token ids.")],
+    ids: Annotated[list[int], typer.Argument(metavar="IDS", help="Token ids.")],
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -97,5 +111,14 @@ def report(tok: TokenizerPath, files: Files, as_json: JsonFlag = False, quiet: Q
     from trivium.tokenizer.quality import quality_report
 
     with Output(as_json, quiet) as output:
-        quality = quality_report(Tokenizer.load(tok), files, progress=output.progress)
-        output.result(quality)
+        quality = quality_report(Tokenizer.load(tok), _texts(files))
+        output.result(quality.to_dict(), "\n".join(f"{name:<20}{value}" for name, value in quality.rows()))
+
+
+def _texts(files: list[str]) -> Iterator[str]:
+    """The documents in `files`."""
+    from trivium.config import build_settings
+    from trivium.data.prepare import texts
+    from trivium.data.settings import DataSettings
+
+    return texts(build_settings(DataSettings, {"train": files}, "FILES"), files, "all")

@@ -17,6 +17,8 @@ from trivium.errors import UserError
 
 # One line of a jsonl, csv, tsv or txt file: ten times the longest books.
 MAX_LINE_BYTES = 32 << 20
+# So many blank lines on end are no data, but time: 1 MB of gzip holds 1,000 million of them.
+MAX_BLANK_LINES = 1_000_000
 # One document that is a whole file, and one JSON file that must be read at once.
 MAX_DOCUMENT_BYTES = 256 << 20
 # A compressed file may unpack to this much in any case, and beyond it to MAX_EXPANSION times its own size. Text
@@ -106,9 +108,12 @@ def decode(data: bytes, where: str) -> str:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line with its line end) of a text file; a byte-order mark is dropped."""
     with open_bytes(path) as stream:
-        number = 0
+        number = blank = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
             number += 1
+            blank = blank + 1 if line == b"\n" else 0
+            if blank > MAX_BLANK_LINES:
+                raise UserError(f"{path}, line {number}: the last {MAX_BLANK_LINES:,} lines are blank")
             if len(line) > MAX_LINE_BYTES:
                 raise UserError(
                     f"{path}, line {number}: longer than {MAX_LINE_BYTES // _MEGABYTE} MB; is it one record a line?"

@@ -1,0 +1,26 @@
+"""Published model families: each one's config and weight names, translated both ways (no torch here).
+
+A family is a `Family` record in a file of its own, listed in `FAMILIES` under the `model_type` of its config.json.
+"""
+
+from __future__ import annotations
+
+from trivium.errors import UserError
+from trivium.families.family import Family
+from trivium.families.llama import LLAMA
+from trivium.models.config import ModelConfig
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
+
+
+def family_for(config: ModelConfig) -> Family:
+    """The published family that a model of this config can be saved as, so that other software opens it.
+
+    Raises UserError that says, for each family, which fields would have to change.
+    """
+    changes = {name: family.obstacles(config) for name, family in FAMILIES.items()}
+    for name, obstacles in changes.items():
+        if not obstacles:
+            return FAMILIES[name]
+    ways = "; ".join(f"to be a {name}: {', '.join(obstacles)}" for name, obstacles in changes.items())
+    raise UserError(f"no published family has models of this shape, so nothing else could open it; {ways}")

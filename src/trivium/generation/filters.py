@@ -1,10 +1,10 @@
 """The pipe from a model's scores to the scores that are sampled from: pure functions, composed once.
 
-Shapes: B rows, V vocabulary. Scores are unnormalised log-probabilities; a token that was dropped has score
--inf, and every filter keeps at least the likeliest token. The order, and each filter's result, is that of
-`transformers`: repetition penalty (CTRL, Keskar et al. 2019, eq. 6), temperature, top-k (Fan et al. 2018),
-top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024). One departure: temperature first shifts the scores
-so that the best is 0, which leaves the distribution as it is and keeps small temperatures from overflowing.
+Shapes: B rows, V vocabulary. Scores are unnormalised log-probabilities; a token that was dropped has score -inf, and
+every filter keeps at least the likeliest token. The order, and each filter's result, is that of `transformers`:
+repetition penalty (CTRL, Keskar et al. 2019, eq. 6), temperature, top-k (Fan et al. 2018), top-p (Holtzman et al.
+2020), min-p (Nguyen et al. 2024). One departure: temperature first shifts the scores so that the best is 0, which
+leaves the distribution as it is and keeps small temperatures from overflowing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Prompts to continuations: batched, cached, streamed.
 
-Prompts of unequal length are padded on the left; padding is a segment of its own, so that attention does not
-reach it, and positions count from the first real token. A sequence that has ended leaves the batch, and its
-rows of the KV cache with it. Each step computes logits for the newest position only.
+Prompts of unequal length are padded on the left; padding is a segment of its own, so that attention does not reach
+it, and positions count from the first real token. A sequence that has ended leaves the batch, and its rows of the KV
+cache with it. Each step computes logits for the newest position only.
 
-Invariants its tests check: the tokens are those of `transformers` for equal weights; cached equals
-recomputed; a prompt continues alone as it does in any batch, greedily or (by its own seed) sampled; streamed
-pieces join to the whole text.
+Invariants its tests check: the tokens are those of `transformers` for equal weights; cached equals recomputed; a
+prompt continues alone as it does in any batch, greedily or (by its own seed) sampled; streamed pieces join to the
+whole text.
 
 Shapes: B rows, T positions, V vocabulary.
 """
@@ -48,11 +48,9 @@ class Generation:
     tokens: list[int]
     """All new ids, also those of the end-of-text token or stop string that ended the text."""
     logprobs: list[float]
-    """For each of `tokens`, its log-probability (nats) under the model itself: before temperature and
-    filters."""
+    """For each of `tokens`, its log-probability (nats) under the model itself: before temperature and filters."""
     finish_reason: FinishReason
-    """"stop": end-of-text token or stop string; "length": `max_new_tokens` or the end of the model's
-    context."""
+    """"stop": end-of-text token or stop string; "length": `max_new_tokens` or the end of the model's context."""
     prompt_tokens: int
     """How many ids the prompt has, a beginning-of-text token included."""
     tokens_per_second: float
@@ -72,21 +70,22 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (text, or ids); results are in the order of `prompts`.
 
-    `stream(i, piece)` is called with new text of prompt i as it becomes certain. `seeds` replaces the seeds
-    of the prompts, which are otherwise `sequence_seed(settings.seed, i)`. `eos_ids` replaces the ids that end
-    a text, by default the tokenizer's end-of-text token. Raises UserError when a prompt leaves no room in the
-    model's context or holds an id the model does not know, and when the model's scores are not numbers.
+    `stream(i, piece)` is called with new text of prompt i as it becomes certain. `seeds` replaces the seeds of the
+    prompts, which are otherwise `sequence_seed(settings.seed, i)`. `eos_ids` replaces the ids that end a text, by
+    default the tokenizer's end-of-text token. Raises UserError when a prompt leaves no room in the model's context or
+    holds an id the model does not know, and when the model's scores are not numbers.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts is a sequence of prompts: for a single one, give [prompt]")
     settings = settings or GenerationSettings()
     rows = _rows(model, tokenizer, prompts, settings, seeds)
-    ends = _end_ids(tokenizer, settings, eos_ids)
+    rules = _rules(tokenizer, settings, eos_ids)
     # Prompts of like length share a batch, so that little is padded; results do not depend on it.
     order = sorted(rows, key=lambda row: len(row.prompt))
     progress.start("generate", total=len(rows), unit="texts")
     for start in range(0, len(order), settings.rows_per_batch):
-        for row, piece in _continue(model, order[start : start + settings.rows_per_batch], settings, ends):
+        some = order[start : start + settings.rows_per_batch]
+        for row, piece in _continue(model, some, rules):
             if stream is not None and piece:
                 stream(row.index, piece)
             if row.finish_reason is not None:
@@ -103,16 +102,25 @@ def stream(
     *,
     eos_ids: Sequence[int] | None = None,
 ) -> Iterator[str]:
-    """The continuation of one prompt, piece by piece; joined, it is the text `generate` returns for
-    `[prompt]`.
+    """The continuation of one prompt, piece by piece; joined, it is the text `generate` returns for `[prompt]`.
 
-    The model is in evaluation mode until the iterator ends or is closed. Errors as in `generate`, before the
-    first piece.
+    The model is in evaluation mode until the iterator ends or is closed. Errors as in `generate`, before the first
+    piece.
     """
     settings = settings or GenerationSettings()
     rows = _rows(model, tokenizer, [prompt], settings, None)
-    ends = _end_ids(tokenizer, settings, eos_ids)
-    return (piece for _, piece in _continue(model, rows, settings, ends) if piece)
+    rules = _rules(tokenizer, settings, eos_ids)
+    return (piece for _, piece in _continue(model, rows, rules) if piece)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every row of a call."""
+
+    settings: GenerationSettings
+    pipe: Pipe
+    ends: frozenset[int]
+    vocab_size: int
 
 
 @dataclass
@@ -135,15 +143,11 @@ class _Row:
         """Add one token; returns the text that is certain now. Sets `finish_reason` when it was the last."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        piece = "" if token in ends else self.matcher.push(self.decoder.push(token))
-        if token in ends:
-            self.finish_reason = "stop"
-        elif not self.matcher.stopped and len(self.tokens) >= self.limit:
-            self.finish_reason = "length"
-        if self.finish_reason is not None:
-            piece += self.matcher.push(self.decoder.finish())
-            if not self.matcher.stopped:
-                piece += self.matcher.finish()
+        ended = token in ends
+        piece = "" if ended else self.matcher.push(self.decoder.push(token))
+        if ended or len(self.tokens) >= self.limit:  # the last token: nothing needs to be held back any more
+            piece += self.matcher.push(self.decoder.finish()) + self.matcher.finish()
+            self.finish_reason = "stop" if ended else "length"
         if self.matcher.stopped:
             self.finish_reason = "stop"
         self.pieces.append(piece)
@@ -199,32 +203,25 @@ def _rows(
     return rows
 
 
-def _end_ids(tokenizer: Tokenizer, settings: GenerationSettings, eos_ids: Sequence[int] | None) -> frozenset[int]:
-    """The ids that end a text: end-of-text, and stop strings that are special tokens (never shown as
-    text)."""
+def _rules(tokenizer: Tokenizer, settings: GenerationSettings, eos_ids: Sequence[int] | None) -> _Rules:
+    """The ids that end a text are end-of-text, and stop strings that are special tokens (never shown as text)."""
     ends: set[int] = set()
     if not settings.ignore_eos:
         default = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
         ends.update(default if eos_ids is None else eos_ids)
-    for stop in settings.stop:
-        ids = tokenizer.encode(stop, parse_special=True)
-        if len(ids) == 1 and not tokenizer.decode(ids, skip_special=True):
-            ends.add(ids[0])
-    return frozenset(ends)
+    ends.update(tokenizer.special_tokens[stop] for stop in settings.stop if stop in tokenizer.special_tokens)
+    return _Rules(settings, build_pipe(settings), frozenset(ends), tokenizer.vocab_size)
 
 
-def _continue(
-    model: Decoder, rows: list[_Row], settings: GenerationSettings, ends: frozenset[int]
-) -> Iterator[tuple[_Row, str]]:
-    """Continue `rows` together until all have finished; yields (row, new text) after each token of each
-    row."""
+def _continue(model: Decoder, rows: list[_Row], rules: _Rules) -> Iterator[tuple[_Row, str]]:
+    """Continue `rows` together until all have finished; yields (row, new text) after each row's every token."""
     started = time.perf_counter()
     with evaluating(model):
-        batch = _Batch(model, rows, settings)
+        batch = _Batch(model, rows, rules)
         while batch.rows:
             tokens, logprobs = batch.choose()
             for row, token, logprob in zip(batch.rows, tokens, logprobs, strict=True):
-                piece = row.push(token, logprob, ends)
+                piece = row.push(token, logprob, rules.ends)
                 row.seconds = time.perf_counter() - started
                 yield row, piece
             batch.advance(tokens)
@@ -234,17 +231,16 @@ class _Batch:
     """The rows still running, their KV cache, and the logits of their next token."""
 
     @torch.inference_mode()
-    def __init__(self, model: Decoder, rows: list[_Row], settings: GenerationSettings) -> None:
+    def __init__(self, model: Decoder, rows: list[_Row], rules: _Rules) -> None:
         """Read the prompts."""
-        self.model, self.rows, self.settings = model, rows, settings
-        self.pipe: Pipe = build_pipe(settings)
+        self.model, self.rows, self.rules = model, rows, rules
         weight = model.embedding.weight
         self.device = weight.device
         ids_BT, segments_BT = _left_padded([row.prompt for row in rows], self.device)
         self.lengths_B = torch.tensor([len(row.prompt) for row in rows], device=self.device)
         capacity = ids_BT.shape[1] + min(max(row.limit for row in rows), CACHE_STEP)
         cache = Cache.empty(model.config, len(rows), capacity, self.device, weight.dtype)
-        self.seen_BV = None if settings.repetition_penalty == 1.0 else self._seen()
+        self.seen_BV = None if rules.settings.repetition_penalty == 1.0 else self._seen()
         self._read(ids_BT, segments_BT, None, cache)
 
     @torch.inference_mode()
@@ -257,8 +253,12 @@ class _Batch:
                 "the model's scores are not finite, so no token can be chosen: its weights are damaged, or "
                 f"overflow in {self.logits_BV.dtype} (load it in fp32 or bf16)"
             )
-        filtered_BV = self.pipe(scores_BV, self.seen_BV)
-        if self.settings.greedy:
+        # A table of embeddings may be longer than the vocabulary, to suit the hardware: its tail is never
+        # chosen.
+        known = slice(self.rules.vocab_size)
+        seen_BV = None if self.seen_BV is None else self.seen_BV[:, known]
+        filtered_BV = self.rules.pipe(scores_BV[:, known], seen_BV)
+        if self.rules.settings.greedy:
             tokens_B = filtered_BV.argmax(-1)
         else:
             tokens_B = draw(filtered_BV, [uniform(row.seed, len(row.tokens)) for row in self.rows])
@@ -299,8 +299,7 @@ class _Batch:
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, T), padded on the left with id 0, and segments (B, T): 0 padding, 1 prompt (None: no
-    padding)."""
+    """Ids (B, T), padded on the left with id 0, and segments (B, T): 0 padding, 1 prompt (None: no padding)."""
     longest = max(map(len, prompts))
     ids_BT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     if all(len(prompt) == longest for prompt in prompts):

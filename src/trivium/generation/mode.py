@@ -10,8 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is in the mode it was in before, also where these
-    differed."""
+    """Dropout off inside; afterwards every module is in the mode it was in before, also where these differed."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,10 +1,9 @@
 """From a prompt to the ids a model reads: the one place that decides about beginning-of-text tokens.
 
-The rule. A prompt given as ids is taken as it is. A prompt given as text is encoded (special tokens in it are
-plain text), and the beginning-of-text token goes in front of it if `add_bos` is "always", or if it is "auto"
-and the tokenizer itself says so. Nothing can be predicted from nothing: an empty prompt becomes the
-beginning-of-text token in any case, or the end-of-text token, which separates documents in training, where
-there is no other.
+The rule. A prompt given as ids is taken as it is. A prompt given as text is encoded (special tokens in it are plain
+text), and the beginning-of-text token goes in front of it if `add_bos` is "always", or if it is "auto" and the
+tokenizer itself says so. Nothing can be predicted from nothing: an empty prompt becomes the beginning-of-text token
+in any case, or the end-of-text token, which separates documents in training, where there is no other.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Draws that belong to a sequence, not to a batch.
 
 The uniform number behind the t-th token of a sequence is a hash of (the sequence's seed, t): no generator is
-advanced, so neither the other rows of a batch, nor the order in which they finish, nor resuming in the middle
-can change it. The token is found by inverting the cumulative distribution in fp64, which costs one number per
-draw (the Gumbel trick would cost V).
+advanced, so neither the other rows of a batch, nor the order in which they finish, nor resuming in the middle can
+change it. The token is found by inverting the cumulative distribution in fp64, which costs one number per draw (the
+Gumbel trick would cost V).
 
 Shapes: B rows, V vocabulary.
 """

@@ -1,15 +1,13 @@
 """Texts to log-likelihoods: every token scored exactly once, in rolling windows.
 
-A text longer than the model's context is cut as EleutherAI's lm-evaluation-harness does it
-(`loglikelihood_rolling` with one context token). Before the tokens t_0 .. t_{n-1} stands a prefix token b
-(beginning-of-text, else end-of-text). The first window reads b, t_0 .. and scores up to `max_length` tokens;
-each later one ends where the next `max_length` tokens end (or the text does), is filled up to the left with
-context, and scores only what is new.
+A text longer than the model's context is cut as EleutherAI's lm-evaluation-harness does it (`loglikelihood_rolling`
+with one context token). Before the tokens t_0 .. t_{n-1} stands a prefix token b (beginning-of-text, else
+end-of-text). The first window reads b, t_0 .. and scores up to `max_length` tokens; each later one ends where the
+next `max_length` tokens end (or the text does), is filled up to the left with context, and scores only what is new.
 
-Log-probabilities are a log-softmax in fp32 and are summed in fp64; the logits of all positions are never held
-at once. Since attention is causal, rows can be padded on the right without a mask. Invariants its tests
-check: the windows are those of a brute-force reading of the rule; the sum is that of one plain forward pass
-per window.
+Log-probabilities are a log-softmax in fp32 and are summed in fp64; the logits of all positions are never held at
+once. Since attention is causal, rows can be padded on the right without a mask. Invariants its tests check: the
+windows are those of a brute-force reading of the rule; the sum is that of one plain forward pass per window.
 
 Shapes: B windows, T positions, N scored tokens, D width, V vocabulary.
 """
@@ -83,8 +81,7 @@ class TextScore:
 
 
 def rolling_windows(num_tokens: int, max_length: int) -> list[Window]:
-    """The windows that score each of `num_tokens` tokens once, reading at most `max_length` positions a
-    time."""
+    """The windows that score each of `num_tokens` tokens once, reading at most `max_length` positions a time."""
     begins = range(0, num_tokens, max_length)
     ends = [min(begin + max_length, num_tokens) for begin in begins]
     return [Window(max(0, end - max_length), end, end - begin) for begin, end in zip(begins, ends, strict=True)]
@@ -119,8 +116,8 @@ def documents_logprobs(
 ) -> list[Tensor]:
     """`token_logprobs` of each document: each is scored by itself, but their windows share batches.
 
-    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when `max_length`
-    exceeds the model's context.
+    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when `max_length` exceeds
+    the model's context.
     """
     context = model.config.max_positions
     max_length = context if max_length is None else max_length
@@ -154,8 +151,7 @@ def score_documents(
 ) -> list[TextScore]:
     """The sums of each text, scored by itself; added up (`sum_scores`), they are those of the corpus.
 
-    Before each text stands the tokenizer's beginning-of-text token, else its end-of-text token, which is not
-    scored.
+    Before each text stands the tokenizer's beginning-of-text token, else its end-of-text token, which is not scored.
     """
     logprobs = documents_logprobs(
         model,

@@ -1,9 +1,9 @@
 """When a text ends: stop strings, matched on text and not on tokens.
 
 A stop string may begin in the middle of one token and end in the middle of another, so tokens cannot tell.
-`StopMatcher` reads the text as it grows, passes on what can no longer be part of a stop string, and holds
-back the rest. Of several stop strings the one that is complete first ends the text (the longest, if several
-are complete at once); this does not depend on how the text is cut into pieces.
+`StopMatcher` reads the text as it grows, passes on what can no longer be part of a stop string, and holds back the
+rest. Of several stop strings the one that is complete first ends the text (the longest, if several are complete at
+once); this does not depend on how the text is cut into pieces.
 """
 
 from __future__ import annotations

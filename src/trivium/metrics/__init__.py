@@ -1,7 +1,7 @@
 """Pure functions from predictions and references (or summed losses and counts) to numbers.
 
-A metric whose function bears its module's name is imported here at once, so that `trivium.metrics.perplexity`
-is the function; every module here is cheap to import (no torch).
+A metric whose function bears its module's name is imported here at once, so that `trivium.metrics.perplexity` is the
+function; every module here is cheap to import (no torch).
 """
 
 from trivium.metrics.perplexity import perplexity

@@ -1,8 +1,8 @@
 """What a text costs without a language model: the baselines that held-out bits per byte must beat.
 
-`unigram_bits_per_byte` is the empirical entropy of the text's own tokens: no model that ignores context,
-however it was trained, encodes that text in fewer bits. `xz_bits_per_byte` is the size of the file that `xz`
-makes of the same bytes.
+`unigram_bits_per_byte` is the empirical entropy of the text's own tokens: no model that ignores context, however it
+was trained, encodes that text in fewer bits. `xz_bits_per_byte` is the size of the file that `xz` makes of the same
+bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trivium.errors import UserError
 def unigram_bits_per_byte(token_counts: Iterable[int], num_bytes: int) -> float:
     """Bits per byte of the best code that gives each kind of token a fixed length.
 
-    `token_counts` holds how often each kind of token occurs in the text (zeros are allowed); `num_bytes` is
-    the size of that text in UTF-8 bytes. Raises UserError when the text is empty.
+    `token_counts` holds how often each kind of token occurs in the text (zeros are allowed); `num_bytes` is the size
+    of that text in UTF-8 bytes. Raises UserError when the text is empty.
     """
     counts = [count for count in token_counts if count]
     if not counts or num_bytes <= 0:

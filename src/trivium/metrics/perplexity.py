@@ -7,8 +7,8 @@ With L the summed negative log-likelihood of a corpus in nats:
     byte_perplexity  exp(L / bytes)
     bits_per_byte    L / (bytes ln 2)       log2 of byte_perplexity: what a compressor using the model reaches
 
-A corpus is the ratio of sums over its documents (the convention of EleutherAI's lm-evaluation-harness), never
-the mean of their perplexities. All arithmetic is fp64.
+A corpus is the ratio of sums over its documents (the convention of EleutherAI's lm-evaluation-harness), never the
+mean of their perplexities. All arithmetic is fp64.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def perplexity(
 ) -> Perplexity:
     """Perplexities of a corpus whose `num_tokens` tokens cost `nll_sum` nats together.
 
-    Raises UserError when nothing was scored, or when the sum is not a number (a model that returned NaN) or
-    negative.
+    Raises UserError when nothing was scored, or when the sum is not a number (a model that returned NaN) or negative.
     """
     if math.isnan(nll_sum) or nll_sum < 0:
         raise UserError(
@@ -86,8 +85,8 @@ def count_bytes(text: str) -> int:
 def count_words(text: str) -> int:
     """Words of `text` as lm-evaluation-harness counts them: the pieces between runs of white space.
 
-    White space at either end, or an empty text, counts one empty piece there; this is kept so that word
-    perplexities can be compared with published ones.
+    White space at either end, or an empty text, counts one empty piece there; this is kept so that word perplexities
+    can be compared with published ones.
     """
     return len(re.split(r"\s+", text))
 

@@ -1,8 +1,9 @@
 """Attention with grouped key/value heads, and the cache of keys and values.
 
 Scaled dot-product attention (Vaswani et al., 2017) with K key/value heads shared by H query heads (Ainslie et al.,
-2023), computed by `torch.nn.functional.scaled_dot_product_attention`. Which key a query may see is decided once per
-forward pass (`attention_mask`) and shared by all layers; a position always sees itself, so no softmax is ever empty.
+2023), computed by `torch.nn.functional.scaled_dot_product_attention`, or in half precision on CPU by `block_attention`.
+Which key a query may see is decided once per forward pass (`attention_mask`) and shared by all layers; a position
+always sees itself, so no softmax is ever empty.
 
 The cache is an argument and a return, never an attribute of a layer. Invariants its tests check: any split of a
 sequence into cached chunks gives the logits of one pass; tokens of one segment cannot reach another.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trivium.models.block_attention import block_attention
 from trivium.models.config import ModelConfig
 from trivium.models.positions import Rotation, rotate
 
@@ -162,6 +164,8 @@ class Shared(NamedTuple):
     """Keys and values of the past, with room made for those of this pass."""
     dtype: torch.dtype
     """The type matrix products are computed in (autocast's, where it is on)."""
+    by_blocks: bool
+    """Whether attention is computed by `block_attention`, which is faster here than SDPA."""
 
 
 class Attention(nn.Module):
@@ -188,13 +192,17 @@ class Attention(nn.Module):
         q_BHTN, k_BKSN, v_BKSN = q_BTHN.transpose(1, 2), k_BTKN.transpose(1, 2), v_BTKN.transpose(1, 2)
         if shared.cache is not None:
             k_BKSN, v_BKSN = shared.cache.update(layer, k_BKSN, v_BKSN)
-        o_BHTN = F.scaled_dot_product_attention(
-            q_BHTN,
-            k_BKSN,
-            v_BKSN,
-            attn_mask=shared.mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=shared.causal and shared.mask is None and T > 1,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if shared.by_blocks and not dropout:
+            o_BHTN = block_attention(q_BHTN, k_BKSN, v_BKSN, mask=shared.mask, causal=shared.causal)
+        else:
+            o_BHTN = F.scaled_dot_product_attention(
+                q_BHTN,
+                k_BKSN,
+                v_BKSN,
+                attn_mask=shared.mask,
+                dropout_p=dropout,
+                is_causal=shared.causal and shared.mask is None and T > 1,
+                enable_gqa=self.kv_heads != self.heads,
+            )
         return self.output(o_BHTN.transpose(1, 2).reshape(B, T, self.heads * self.head_width))  # type: ignore[no-any-return]

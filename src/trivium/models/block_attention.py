@@ -10,7 +10,7 @@ Scores are rounded to the dtype of the inputs before the softmax, as in every un
 equals SDPA to rounding (and is no faster), in bf16 to bf16's.
 
 Invariant (tested): output and gradients equal SDPA's, for causal, bidirectional and document masks.
-Shapes: B batch, H heads, T queries, S keys, N head width.
+Shapes: B rows, H query heads, K key/value heads, T queries, S keys, N head width.
 """
 
 from __future__ import annotations
@@ -26,36 +26,42 @@ QUERIES_PER_BLOCK = 128
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Each of the products below is over all B x H heads at once."""
+    """Each product below is over all B x K key/value heads at once; their G = H/K query heads share its rows."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHTN: Tensor, k_BHSN: Tensor, v_BHSN: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        out_BHTN = v_BHSN.new_empty(*q_BHTN.shape[:-1], v_BHSN.shape[-1])
-        q, k, v, out = (x.reshape(-1, *x.shape[-2:]) for x in (q_BHTN, k_BHSN, v_BHSN, out_BHTN))
-        for start, stop, seen in _blocks(q.shape[1], k.shape[1], causal):
-            p = _probabilities(q, k, mask, causal, start, stop, seen)
-            torch.bmm(p, v[:, :seen], out=out[:, start:stop])
+    def forward(ctx: Any, q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        q, k, v = _grouped(q_BHTN, k_BKSN.shape[1]), k_BKSN.flatten(0, 1), v_BKSN.flatten(0, 1)
+        out = torch.empty_like(q)
+        for start, stop, seen in _blocks(q.shape[2], k.shape[1], causal):
+            rows = q[:, :, start:stop].flatten(1, 2)
+            p = _probabilities(rows, k[:, :seen], mask, causal, start, stop)
+            out[:, :, start:stop] = torch.bmm(p, v[:, :seen]).view(*out.shape[:2], -1, out.shape[3])
         ctx.save_for_backward(q, k, v, mask)
-        ctx.causal = causal
-        return out_BHTN
+        ctx.causal, ctx.kv_shape = causal, k_BKSN.shape
+        return out.view(q_BHTN.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask = ctx.saved_tensors
-        heads = gradients[0].shape[:2]
-        gradient = gradients[0].reshape(-1, *gradients[0].shape[-2:])
+        g_out = _grouped(gradients[0], ctx.kv_shape[1])
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         scale = q.shape[-1] ** -0.5
-        for start, stop, seen in _blocks(q.shape[1], k.shape[1], ctx.causal):
-            p = _probabilities(q, k, mask, ctx.causal, start, stop, seen)
-            g = gradient[:, start:stop]
+        for start, stop, seen in _blocks(q.shape[2], k.shape[1], ctx.causal):
+            rows, g = q[:, :, start:stop].flatten(1, 2), g_out[:, :, start:stop].flatten(1, 2)
+            p = _probabilities(rows, k[:, :seen], mask, ctx.causal, start, stop)
             dv[:, :seen].baddbmm_(p.transpose(1, 2), g)
             dp = torch.bmm(g, v[:, :seen].transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)  # p * (dp - sum(p * dp))
-            torch.bmm(ds, k[:, :seen], out=dq[:, start:stop])
-            dk[:, :seen].baddbmm_(ds.transpose(1, 2), q[:, start:stop], alpha=scale)
+            dq[:, :, start:stop] = torch.bmm(ds, k[:, :seen]).view(*q.shape[:2], -1, q.shape[3])
+            dk[:, :seen].baddbmm_(ds.transpose(1, 2), rows, alpha=scale)
         dq.mul_(scale)
-        return (*(x.unflatten(0, heads) for x in (dq, dk, dv)), None, None)
+        return dq.view(gradients[0].shape), dk.view(ctx.kv_shape), dv.view(ctx.kv_shape), None, None
+
+
+def _grouped(x_BHTN: Tensor, kv_heads: int) -> Tensor:
+    """(B, H, T, N) -> contiguous (B*K, G, T, N): neighbouring query heads share a key/value head."""
+    B, H, T, N = x_BHTN.shape
+    return x_BHTN.reshape(B * kv_heads, H // kv_heads, T, N)
 
 
 def _blocks(num_queries: int, num_keys: int, causal: bool) -> list[tuple[int, int, int]]:
@@ -65,27 +71,27 @@ def _blocks(num_queries: int, num_keys: int, causal: bool) -> list[tuple[int, in
     return [(a, b, b if causal else num_keys) for a, b in zip(starts, stops, strict=True)]
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, start: int, stop: int, seen: int
-) -> Tensor:
-    """(B*H, block, seen) attention probabilities of one block of queries; a query that sees nothing gets NaN."""
-    bias = q.new_zeros(stop - start, seen)
+def _probabilities(rows: Tensor, k: Tensor, mask: Tensor | None, causal: bool, start: int, stop: int) -> Tensor:
+    """(B*K, G*block, seen) attention probabilities of queries `start` to `stop`; one that sees nothing gets NaN."""
+    block, seen = stop - start, k.shape[1]
+    bias = rows.new_zeros(block, seen)
     if causal:
-        hidden = torch.ones(stop - start, seen, dtype=torch.bool, device=q.device).triu_(start + 1)
+        hidden = torch.ones(block, seen, dtype=torch.bool, device=rows.device).triu_(start + 1)
         bias.masked_fill_(hidden, float("-inf"))
-    scores = torch.baddbmm(bias, q[:, start:stop], k[:, :seen].transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    bias = bias.repeat(rows.shape[1] // block, 1)
+    scores = torch.baddbmm(bias, rows, k.transpose(1, 2), alpha=rows.shape[-1] ** -0.5)
     if mask is not None:
-        scores.view(mask.shape[0], -1, stop - start, seen).add_(mask[:, :, start:stop, :seen])
+        scores.view(mask.shape[0], -1, block, seen).add_(mask[:, :, start:stop, :seen])
     return torch.softmax(scores, -1)
 
 
 def block_attention(
-    q_BHTN: Tensor, k_BHSN: Tensor, v_BHSN: Tensor, *, mask: Tensor | None = None, causal: bool = False
+    q_BHTN: Tensor, k_BKSN: Tensor, v_BKSN: Tensor, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Attention of T queries over S keys, all heads: (B, H, T, N).
+    """Attention of T queries over S keys, H query heads sharing K key/value heads: (B, H, T, N).
 
     `mask` (B, 1, T, S) is added to the scores. With `causal` (T equal to S), query t sees keys 0..t and of those what
     the mask allows.
     """
-    result: Tensor = _BlockAttention.apply(q_BHTN, k_BHSN, v_BHSN, mask, causal)  # type: ignore[no-untyped-call]
+    result: Tensor = _BlockAttention.apply(q_BHTN, k_BKSN, v_BKSN, mask, causal)  # type: ignore[no-untyped-call]
     return result

@@ -25,26 +25,28 @@ Bias = Literal["none", "qkv", "attention", "mlp", "all"]
 
 # MLP widths chosen here are rounded up to this multiple, which suits the vector units of CPUs and GPUs alike.
 MLP_WIDTH_MULTIPLE = 32
+# No count of any model comes near this; beyond it, products of two counts would no longer fit 64 bits.
+LARGEST = 1 << 30
 
 
 class ModelConfig(Settings):
     """The shape of one model; two models of equal config have equal parameter names and shapes."""
 
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=LARGEST)
     """How many token ids the model knows (V), special tokens included; at least the tokenizer's size."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=LARGEST)
     """Width of the residual stream (D)."""
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=LARGEST)
     """How many blocks are stacked (L)."""
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=LARGEST)
     """How many query heads each attention has (H)."""
     kind: Kind = "decoder"
     """What the stack may see: a decoder sees the past only."""
-    kv_heads: int = Field(default=0, ge=0)
+    kv_heads: int = Field(default=0, ge=0, le=LARGEST)
     """How many key/value heads (K), shared by groups of query heads (Ainslie et al., 2023); 0: as many as `heads`."""
-    head_width: int = Field(default=0, ge=0)
+    head_width: int = Field(default=0, ge=0, le=LARGEST)
     """Width of one head (N); 0: `width` / `heads`."""
-    mlp_width: int = Field(default=0, ge=0)
+    mlp_width: int = Field(default=0, ge=0, le=LARGEST)
     """Inner width of the MLP (F); 0: 4 x `width` when plain, 8/3 x `width` when gated, so that both cost the same."""
     norm: Norm = "rmsnorm"
     """RMSNorm (Zhang & Sennrich, 2019) or LayerNorm with bias (Ba et al., 2016)."""
@@ -56,7 +58,7 @@ class ModelConfig(Settings):
     """How order is told: rotated queries and keys (Su et al., 2021), a learned table, fixed sines, or not at all."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary wavelengths; larger bases suit longer contexts."""
-    max_positions: int = Field(default=2048, ge=1)
+    max_positions: int = Field(default=2048, ge=1, le=LARGEST)
     """Longest sequence the model is made for: the size of a learned table, and a promise to whoever uses the model."""
     activation: Activation = "silu"
     """Nonlinearity of the MLP; `gelu_tanh` is GPT-2's approximation of `gelu`."""

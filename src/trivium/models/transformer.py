@@ -113,7 +113,8 @@ class Decoder(nn.Module):
         if self.config.positions == "rotary":
             turn = rotation(positions, self.config.head_width, self.config.rope_theta, dtype)
         mask = attention_mask(T, segments, past + T, True, dtype, ids_BT.device)
-        return self.stack(x_BTD, Shared(True, mask, turn, cache, dtype)), cache
+        by_blocks = ids_BT.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and past == 0 and T > 1
+        return self.stack(x_BTD, Shared(True, mask, turn, cache, dtype, by_blocks)), cache
 
     def forward(self, ids_BT: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Logits of the next token at each position, (B, T, V)."""

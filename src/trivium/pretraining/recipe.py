@@ -46,7 +46,7 @@ class PretrainRecipe(Settings):
     """The shape of the model; `vocab_size` and `max_positions` may be left out and follow tokenizer and data."""
     training: TrainingSettings
     """How the weights are learned."""
-    sample_prompts: list[str] = []
+    sample_prompts: tuple[str, ...] = ()
     """Prompts continued by the finished model and shown in the report."""
     sample_tokens: int = Field(default=96, ge=1)
     """Tokens generated for each sample prompt."""

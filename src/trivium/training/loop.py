@@ -186,10 +186,10 @@ class Trainer:
             progress.advance()
             if self.evaluate is not None and self._due(self.settings.evaluate_every_steps):
                 self.measure()
-            signal = self.peers.largest(self.caught.signal_number)
-            if signal or self._due(self.settings.save_every_steps):
+            if self._due(self.settings.save_every_steps):
                 self.save()
-            if signal:
+            if signal := self.peers.largest(self.caught.signal_number):
+                self.save()
                 raise Interrupted(signal, self.state.step)
         self.save()
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mutants import MUTANTS
-
+from checkpoints.mutants import MUTANTS
 from trivium.checkpoints.store import CheckpointStore
 from trivium.checkpoints.tensors import RawTensor
 from trivium.files import write_atomically

@@ -1,0 +1,182 @@
+"""How many bytes one training step needs, from the model's config alone (a simple estimate, without torch).
+
+What is in memory at the fullest moment, the start of the last backward pass of a step:
+  weights       4 bytes a parameter, and under 16-bit autocast a 2-byte copy of every matrix of the blocks
+  gradients     4 bytes a trainable parameter (an earlier micro-batch has left them)
+  optimizer     8 bytes a trainable parameter: AdamW's two moments
+  activations   what autograd keeps of the forward pass, counted tensor by tensor below for the block of
+                `models/transformer.py`, and the temporaries of the widest backward pass of one block
+  logits        the buffers of the chunked cross-entropy (`training/cross_entropy.py`): a chunk of logits, the gradients
+                of the head and of the hidden states
+  framework     the process with torch loaded, before any model exists
+
+Simple, since all of these are taken to be at their largest together, attention is that of a CPU, and what the
+allocator loses to fragmentation is left out. Invariants its tests check: what autograd keeps is predicted to the byte;
+the peak of a real process is met within 25 %.
+
+Letters as in `models/config.py`: B rows, T positions, D width, H heads, K key/value heads, N head width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from trivium.models.config import ModelConfig
+from trivium.models.counts import num_parameters
+from trivium.runtime import Precision
+
+FP32 = 4
+INT64 = 8
+# Resident size of a process that has imported torch and multiplied once (torch 2.13 for CPU, Linux).
+FRAMEWORK_BYTES = 320 << 20
+# The chunked cross-entropy's own sizes; its test keeps them equal to those in `training/cross_entropy.py`.
+LOGITS_BYTES = 32 << 20
+SOFTMAX_BYTES = 2 << 20
+MIN_CHUNK_TOKENS = 256
+MAX_FP16_CHUNK_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one training step, by what they hold."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    framework_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """All of them together."""
+        return sum(getattr(self, item.name) for item in fields(self))
+
+    def to_dict(self) -> dict[str, int]:
+        """The parts and `peak_bytes`, ready for JSON."""
+        return {**asdict(self), "peak_bytes": self.peak_bytes}
+
+
+def estimate(
+    config: ModelConfig,
+    *,
+    rows_per_micro_batch: int,
+    sequence_length: int,
+    precision: Precision = "fp32",
+    gradient_checkpointing: bool = False,
+    cross_entropy_chunk_tokens: int = 0,
+    packed_documents: bool = False,
+    trainable_parameters: int | None = None,
+    framework_bytes: int = FRAMEWORK_BYTES,
+) -> MemoryPlan:
+    """The plan of training `config` on micro-batches of B x T tokens; ranks need as much each.
+
+    `packed_documents`: rows hold several documents, and a mask keeps them apart. `trainable_parameters`: how many are
+    trained (None: all). Other arguments as in `TrainingSettings`.
+    """
+    tokens = rows_per_micro_batch * sequence_length
+    trainable = num_parameters(config) if trainable_parameters is None else trainable_parameters
+    copies = 0 if precision == "fp32" else 2 * config.layers * _block_matrix_parameters(config)
+    kept = kept_activation_bytes(
+        config,
+        rows_per_micro_batch=rows_per_micro_batch,
+        sequence_length=sequence_length,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        packed_documents=packed_documents,
+    )
+    temporaries = _backward_bytes(config, tokens, precision)
+    if gradient_checkpointing:
+        temporaries += _block_bytes(config, tokens, precision)
+    return MemoryPlan(
+        weights_bytes=FP32 * num_parameters(config) + copies,
+        gradients_bytes=FP32 * trainable,
+        optimizer_bytes=2 * FP32 * trainable,
+        activations_bytes=kept + temporaries,
+        logits_bytes=_logits_bytes(config, tokens, precision, cross_entropy_chunk_tokens),
+        framework_bytes=framework_bytes,
+    )
+
+
+def fits(plan: MemoryPlan, available_bytes: int) -> bool:
+    """Whether the plan's peak is at most `available_bytes`."""
+    return plan.peak_bytes <= available_bytes
+
+
+def kept_activation_bytes(
+    config: ModelConfig,
+    *,
+    rows_per_micro_batch: int,
+    sequence_length: int,
+    precision: Precision = "fp32",
+    gradient_checkpointing: bool = False,
+    packed_documents: bool = False,
+) -> int:
+    """What the forward pass leaves for the backward pass, copies of weights excluded, up to the hidden states."""
+    tokens = rows_per_micro_batch * sequence_length
+    item = _item_bytes(precision)
+    per_block = tokens * config.width * FP32 if gradient_checkpointing else _block_bytes(config, tokens, precision)
+    total = config.layers * per_block + tokens * INT64
+    if config.norm_placement == "pre":
+        total += tokens * config.width * FP32 + _statistics_bytes(config, tokens)
+    if config.dropout:
+        total += tokens * config.width * FP32
+    positions = tokens if packed_documents else sequence_length
+    if config.positions == "rotary":
+        total += 2 * positions * config.head_width * item
+    elif config.positions == "learned":
+        total += positions * INT64
+    if packed_documents:
+        total += rows_per_micro_batch * sequence_length**2 * item
+    return total
+
+
+def _item_bytes(precision: Precision) -> int:
+    """Bytes of one number in what matrix products read and write."""
+    return FP32 if precision == "fp32" else 2
+
+
+def _block_matrix_parameters(config: ModelConfig) -> int:
+    """Parameters in the matrices of one block."""
+    attention = 2 * config.width * config.head_width * (config.heads + config.kv_heads)
+    return attention + (3 if config.mlp == "gated" else 2) * config.width * config.mlp_width
+
+
+def _statistics_bytes(config: ModelConfig, tokens: int) -> int:
+    """A norm keeps the inverse deviation of each position, and a LayerNorm its mean."""
+    return tokens * FP32 * (2 if config.norm == "layernorm" else 1)
+
+
+def _block_bytes(config: ModelConfig, tokens: int, precision: Precision) -> int:
+    """What one block keeps."""
+    item = _item_bytes(precision)
+    width, inner = config.width, config.mlp_width
+    query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+    residual = 2 * (tokens * width * FP32 + _statistics_bytes(config, tokens))
+    # What the linear layers read: cast once where it comes from a norm, and once by each layer where it does not.
+    readers = 2 if config.norm_placement == "pre" or item == FP32 else 3 + (2 if config.mlp == "gated" else 1)
+    read = readers * tokens * width * item
+    attention = tokens * (query + 2 * key + query) * item + tokens * config.heads * FP32
+    if config.mlp == "gated":
+        mlp = 3 * tokens * inner * item
+    else:
+        mlp = (1 if config.activation == "relu" else 2) * tokens * inner * item
+    dropout = 2 * tokens * width * item if config.dropout else 0
+    return residual + read + attention + mlp + dropout
+
+
+def _backward_bytes(config: ModelConfig, tokens: int, precision: Precision) -> int:
+    """Temporaries of a block's backward pass: gradients of the two inner tensors of the MLP, and of the stream twice."""
+    return 2 * tokens * (config.mlp_width * _item_bytes(precision) + config.width * FP32)
+
+
+def _logits_bytes(config: ModelConfig, tokens: int, precision: Precision, chunk_tokens: int) -> int:
+    """Buffers of the chunked cross-entropy over V ids."""
+    item, vocabulary, width = _item_bytes(precision), config.vocab_size, config.width
+    chunk = chunk_tokens or max(MIN_CHUNK_TOKENS, LOGITS_BYTES // (vocabulary * item))
+    if precision == "fp16" and not chunk_tokens:
+        chunk = min(chunk, MAX_FP16_CHUNK_TOKENS)
+    total = min(chunk, tokens) * vocabulary * item + vocabulary * width * FP32 + 2 * tokens * width * item
+    if item != FP32:  # the head's cast copy, one chunk's share of its gradient, and a block of scores in fp32
+        total += 2 * vocabulary * width * item + max(SOFTMAX_BYTES, vocabulary * FP32)
+    return total

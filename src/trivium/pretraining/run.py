@@ -1,0 +1,241 @@
+"""One pretraining run, from a recipe to a run directory: the parts put together, in the order they are needed.
+
+tokenizer -> data -> model -> the one loop -> held-out measure and samples -> model directory -> report
+
+Everything a run needs to go on lies in its directory, and every step before the loop either finds its finished result
+there or makes it again in the same way; so `pretrain` with the same recipe, `resume`, and a run that was never
+interrupted end in the same bytes. Invariant (tests/pretraining/test_run.py): killed at any moments and started again,
+a run leaves the weights, the optimizer's state and the loss log of the undisturbed run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trivium.checkpoints.directory import save_model_directory
+from trivium.checkpoints.store import CheckpointStore
+from trivium.config import build_settings, dump_recipe, load_recipe
+from trivium.data.prepare import Prepared, prepare, training_texts
+from trivium.data.sources import EvaluationRows, evaluation_rows, training_source
+from trivium.errors import UserError
+from trivium.files import write_atomically
+from trivium.machine import describe_machine, peak_product_flops
+from trivium.models.config import ModelConfig
+from trivium.models.counts import num_parameters, training_flops_per_token
+from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.planner.memory import MemoryPlan, estimate
+from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.measure import data_facts, draw_samples, held_out_measure, model_facts
+from trivium.pretraining.recipe import PretrainRecipe
+from trivium.progress import SILENT, Progress, short_number
+from trivium.report.page import write_report
+from trivium.runtime import Runtime, choose_runtime, prepare_process
+from trivium.tokenizer.bpe import Tokenizer
+from trivium.training.distributed import Peers, process_group
+from trivium.training.evaluate import evaluate_loss
+from trivium.training.loop import Evaluate, TrainResult, train
+from trivium.training.trackers import open_trackers
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+MODEL = "model"
+
+
+def pretrain(recipe: PretrainRecipe | Mapping[str, Any] | str | Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Train as the recipe says (settings, a mapping, or the path of a YAML file); returns the run's summary.
+
+    A run directory that already holds this very recipe is continued where it stopped; one that holds another is
+    refused. Under `torchrun` every process calls this.
+    """
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(PretrainRecipe, Path(recipe))
+    elif not isinstance(recipe, PretrainRecipe):
+        recipe = build_settings(PretrainRecipe, recipe, "recipe")
+    runtime = choose_runtime(recipe.device, recipe.training.precision, recipe.seed, recipe.threads)
+    prepare_process(runtime)
+    with process_group(runtime):
+        return _Run(recipe, runtime, progress if runtime.is_main else SILENT).execute()
+
+
+def resume(run_dir: str | Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Go on with the run in `run_dir` from its newest good checkpoint, under the recipe saved there."""
+    saved = Path(run_dir) / RECIPE
+    if not saved.is_file():
+        raise UserError(
+            f"{run_dir}: no {RECIPE} there, so this is not a run directory; start one with `trivium pretrain`"
+        )
+    return pretrain(load_recipe(PretrainRecipe, saved, [f"run={json.dumps(str(run_dir))}"]), progress)
+
+
+class _Run:
+    """The parts of one run as they come into being."""
+
+    def __init__(self, recipe: PretrainRecipe, runtime: Runtime, progress: Progress) -> None:
+        self.recipe, self.runtime, self.progress = recipe, runtime, progress
+        self.directory = Path(recipe.run)
+        self.peers = Peers(runtime)
+        self.began = time.perf_counter()
+
+    def execute(self) -> dict[str, Any]:
+        """Everything, in order."""
+        if self.runtime.is_main:
+            claim(self.directory, self.recipe)
+        tokenizer = self._tokenizer()
+        prepared = prepare(self.recipe.data, tokenizer, progress=self.progress)
+        config = self.recipe.model
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(
+                f"model.vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries; "
+                f"set model.vocab_size={tokenizer.vocab_size} or leave it out"
+            )
+        plan = planned_memory(self.recipe)
+        self._introduce(config, prepared, plan)
+        model = build_model(config)
+        initialise(model, config, self.recipe.seed)
+        result = self._train(model, config, prepared)
+        return self._finish(model, tokenizer, prepared, plan, result)
+
+    def _tokenizer(self) -> Tokenizer:
+        """The recipe's tokenizer; a new one is learned by the main process, and kept in the run."""
+        own = self.directory / TOKENIZER
+        path = self.recipe.tokenizer.path
+        if path is not None:
+            return Tokenizer.load(path)
+        if self.runtime.is_main and not (own / "tokenizer.json").is_file():
+            texts = training_texts(self.recipe.data)
+            size = self.recipe.tokenizer.vocab_size
+            Tokenizer.train(texts=texts, vocab_size=size, progress=self.progress).save(own)
+        self.peers.barrier()
+        return Tokenizer.load(own)
+
+    def _introduce(self, config: ModelConfig, prepared: Prepared, plan: MemoryPlan) -> None:
+        """Say what is going to happen before it does."""
+        tokens = sum(shards.num_tokens for shards, _ in prepared.train)
+        data, training = self.recipe.data, self.recipe.training
+        planned = training.steps * data.rows_per_step * data.sequence_length
+        self.progress.note(
+            f"{short_number(num_parameters(config))} parameters; {training.steps} steps of "
+            f"{short_number(data.rows_per_step * data.sequence_length)} tokens, {planned / tokens:.2f} times through "
+            f"{short_number(tokens)} tokens; planned memory {short_number(plan.peak_bytes)}B"
+        )
+
+    def _train(self, model: Decoder, config: ModelConfig, prepared: Prepared) -> TrainResult:
+        recipe, runtime = self.recipe, self.runtime
+        place = {"rank": runtime.rank, "world_size": runtime.world_size}
+        objective = CausalObjective(recipe.training.cross_entropy_chunk_tokens)
+        rows = evaluation_rows(prepared, recipe.data, **place)
+        peak = peak_product_flops(runtime.device, recipe.training.precision)
+        with contextlib.ExitStack() as open_ones:
+            trackers = open_trackers(recipe.training, self.directory, recipe.model_dump()) if runtime.is_main else []
+            for tracker in trackers:
+                open_ones.callback(tracker.close)
+            return train(
+                model,
+                objective,
+                training_source(prepared, recipe.data, seed=recipe.seed, **place),
+                recipe.training,
+                runtime,
+                store=CheckpointStore(
+                    self.directory / CHECKPOINTS, recipe.training.keep_checkpoints, self.progress.note
+                ),
+                evaluate=None if rows is None else self._evaluation(model, objective, prepared, rows),
+                log=self.directory / METRICS,
+                listeners=trackers,
+                progress=self.progress,
+                flops_per_token=training_flops_per_token(config, recipe.data.sequence_length),
+                peak_flops=None if peak is None else peak * runtime.world_size,
+            )
+
+    def _evaluation(
+        self, model: Decoder, objective: CausalObjective, prepared: Prepared, rows: EvaluationRows
+    ) -> Evaluate:
+        """What the loop calls to measure held-out rows (quick; the final measure scores every token)."""
+        assert prepared.held_out is not None
+        tokens_per_byte = prepared.held_out.num_tokens / prepared.held_out.num_bytes
+
+        def measure(should_stop: Callable[[], bool]) -> Mapping[str, float]:
+            loss = evaluate_loss(model, objective, rows, self.runtime, should_stop=should_stop).loss
+            return {"held_out_loss": loss, "held_out_bits_per_byte": loss * tokens_per_byte / math.log(2)}
+
+        return measure
+
+    def _finish(
+        self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
+    ) -> dict[str, Any]:
+        """Measure and keep the trained model; the same summary on all ranks."""
+        recipe = self.recipe
+        summary: dict[str, Any] = {
+            "run": str(self.directory),
+            "model": str(self.directory / MODEL),
+            "status": "finished",
+            "steps": result.steps,
+            "final_loss": result.final_loss,
+            "tokens": result.tokens,
+            "tokens_per_second": result.tokens_per_second,
+            "peak_bytes": result.peak_bytes,
+            "planned_peak_bytes": plan.peak_bytes,
+        }
+        if self.runtime.is_main:
+            save_model_directory(self.directory / MODEL, model, recipe.model, tokenizer)
+            self.progress.note(f"model saved in {self.directory / MODEL}")
+            summary |= {
+                "plan": plan.to_dict(),
+                "model_facts": model_facts(recipe.model),
+                "data_facts": data_facts(recipe.data, prepared),
+                **held_out_measure(model, tokenizer, recipe.data, self.progress),
+                "samples": draw_samples(model, tokenizer, recipe, self.progress),
+                "machine": describe_machine(),
+                "seconds": time.perf_counter() - self.began,
+                "report": str(self.directory / "report.html"),
+            }
+            write_summary(self.directory / SUMMARY, summary)
+            write_report(self.directory)
+            self.progress.note(f"report: {summary['report']}")
+        self.peers.barrier()
+        return summary
+
+
+def claim(directory: Path, recipe: PretrainRecipe) -> None:
+    """Make `directory` this recipe's run, or find that it already is. Raises UserError when it is another's."""
+    saved = directory / RECIPE
+    if saved.is_file():
+        theirs = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(recipe.run)}"])
+        if theirs != recipe:
+            names = [name for name in PretrainRecipe.model_fields if getattr(theirs, name) != getattr(recipe, name)]
+            raise UserError(
+                f"{directory} holds a run of another recipe (it differs in: {', '.join(names)}): choose another "
+                f"directory with run=..., or go on with that run by `trivium resume {directory}`"
+            )
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty and holds no run: choose another directory with run=...")
+    else:
+        write_atomically(saved, dump_recipe(recipe))
+
+
+def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
+    """What the recipe's training step will need."""
+    return estimate(
+        recipe.model,
+        rows_per_micro_batch=min(recipe.data.rows_per_micro_batch, recipe.data.rows_per_step),
+        sequence_length=recipe.data.sequence_length,
+        precision=recipe.training.precision,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
+        packed_documents=True,
+    )
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """`summary.json`: the summary as JSON, numbers that are not finite as null."""
+    from trivium.config import plain
+
+    write_atomically(path, json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

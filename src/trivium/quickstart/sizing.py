@@ -1,0 +1,85 @@
+"""How large a model, and how many steps, fit a machine and a number of minutes.
+
+Training costs about 6 N D FLOPs for N parameters and D tokens (Kaplan et al. 2020, arXiv:2001.08361, 2.1). With C FLOPs
+to spend, N is chosen so that D / N is `TOKENS_PER_PARAMETER`; for a fixed corpus that is read again and again the best
+ratio is below the 20 of Hoffmann et al. (2022, arXiv:2203.15556). Then real steps of that very model are timed, and the
+time left decides how many of them there are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from trivium.data.batch import Batch
+from trivium.models.config import ModelConfig
+from trivium.models.counts import num_parameters, training_flops_per_token
+from trivium.models.transformer import build_model, initialise
+from trivium.pretraining.causal import CausalObjective
+from trivium.runtime import Runtime
+from trivium.training.optimizer import AdamW, trainable_parameters
+from trivium.training.precision import autocast
+from trivium.training.settings import TrainingSettings
+
+# Width and layers of the models on offer: heads are 64 wide.
+SHAPES = ((128, 3), (192, 4), (256, 5), (320, 6), (384, 6), (448, 8), (512, 8), (640, 10), (768, 12), (1024, 16))
+TOKENS_PER_PARAMETER = 1.0
+# Share of the machine's best product rate that a training step of such small models usually reaches.
+USUAL_UTILISATION = 0.5
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and how long it is trained."""
+
+    model: ModelConfig
+    seconds_per_step: float
+    steps: int
+
+
+def shape_for(flops: float, vocab_size: int, sequence_length: int) -> ModelConfig:
+    """The model to spend `flops` on: the one whose tokens per parameter come nearest to the ratio wanted."""
+
+    def model(shape: tuple[int, int]) -> ModelConfig:
+        width, layers = shape
+        return ModelConfig(
+            vocab_size=vocab_size, width=width, layers=layers, heads=width // 64, max_positions=sequence_length
+        )
+
+    def excess(config: ModelConfig) -> float:
+        tokens = flops / training_flops_per_token(config, sequence_length)
+        ratio = tokens / num_parameters(config) / TOKENS_PER_PARAMETER
+        return max(ratio, 1 / ratio)
+
+    return min((model(shape) for shape in SHAPES), key=excess)
+
+
+def time_steps(
+    config: ModelConfig, runtime: Runtime, training: TrainingSettings, rows: int, micro_rows: int, seconds: float
+) -> float:
+    """Seconds of one real optimizer step of `rows` rows, the best of those that fit into `seconds` (at least two)."""
+    device = runtime.torch_device()
+    model = build_model(config).to(device)
+    initialise(model, config, 0)
+    optimizer = AdamW(trainable_parameters(model), training)
+    objective = CausalObjective()
+    ids = torch.randint(config.vocab_size, (micro_rows, config.max_positions), device=device)
+    segments = torch.ones_like(ids, dtype=torch.int32)
+    segments[:, config.max_positions // 2 :] = 2
+    batch = Batch(ids, ids, None, segments)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() + best < end:
+        began = time.perf_counter()
+        for _ in range(-(-rows // micro_rows)):
+            with autocast(training.precision, device):
+                report = objective.loss(model, batch)
+            (report.sum / (report.count * rows)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(0.0)
+        optimizer.drop_gradients()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elapsed = time.perf_counter() - began
+        best = elapsed if best == float("inf") else min(best, elapsed)
+    return best

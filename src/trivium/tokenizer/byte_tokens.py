@@ -1,0 +1,47 @@
+"""The bytes behind the tokens of a byte-level vocabulary.
+
+A byte-level vocabulary writes each byte as one printable character (Radford et al., 2019): bytes that are printable in
+Latin-1 stand for themselves, the other 68 are written as the characters from U+0100 on, in order. This module is the
+way back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tokenizers import Tokenizer as Core
+
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+
+CHARACTER_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {b: chr(0x100 + i) for i, b in enumerate(_OTHERS)}
+"""Byte -> the character that writes it."""
+BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
+"""The inverse."""
+
+# What `bytes.decode("utf-8", "surrogateescape")` leaves where the bytes were not UTF-8: byte b becomes U+DC00 + b.
+INVALID_UTF8 = re.compile("([\udc80-\udcff]+)")
+
+
+def is_byte_level(core: Core) -> bool:
+    """Whether the tokenizer decodes bytes and can write all 256 of them."""
+    if core.decoder is None or json.loads(core.model.__getstate__())["type"] != "BPE":
+        return False
+    decoder = json.loads(core.decoder.__getstate__())
+    parts = [decoder, *decoder.get("decoders", [])]
+    vocabulary = core.get_vocab(with_added_tokens=False)
+    return any(part["type"] == "ByteLevel" for part in parts) and BYTE_OF_CHARACTER.keys() <= vocabulary.keys()
+
+
+def bytes_of_ids(core: Core) -> dict[int, bytes]:
+    """Id -> the bytes it stands for; tokens that were added whole (special tokens) stand for their own text."""
+    table = {token_id: _bytes_of_token(token) for token, token_id in core.get_vocab(with_added_tokens=False).items()}
+    added = core.get_added_tokens_decoder()
+    return table | {token_id: token.content.encode() for token_id, token in added.items()}
+
+
+def _bytes_of_token(token: str) -> bytes:
+    if all(character in BYTE_OF_CHARACTER for character in token):
+        return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
+    return token.encode()  # a word that was put into the vocabulary by hand

@@ -1,0 +1,342 @@
+"""Conversations to text, to ids, and to which of those ids are learned.
+
+A chat template (Jinja, run by `sandbox.py`) writes a conversation as text. Training, evaluation and serving all go
+through this one class, so that the model is asked exactly as it was taught.
+
+**What is learned** is derived by rendering prefixes, never from marks in the template: the text before answer i is
+`render(messages[:i], add_generation_prompt=True)`, the text up to its end `render(messages[:i + 1])`, and both must be
+beginnings of the whole. What lies between is the answer; it is learned up to and including the last special token the
+template wrote in it (the end of the turn) when only white space follows that token, else to its end. A template for
+which this fails (one that rewrites earlier answers, say) is refused with the message that shows it.
+
+**Ids.** The text is cut where answers begin and end and each piece is encoded alone, in training and in serving alike:
+the ids of a prompt are the first ids of the training row it became (tested).
+
+**Special tokens** are those the template writes. A special token's text inside what people wrote stays text: before
+rendering, each occurrence (in contents also a part of one at an edge, which the template's own words might complete)
+is marked by a character that occurs nowhere else, and the text is cut at the marks that fall inside a special token.
+Rule for templates that change content: trimming, splitting, joining and changing case keep the marks; if a template
+looks at the content so that the marked conversation is written differently from the plain one, that row is refused.
+Roles are not marked, since they come from a fixed list.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple, Protocol
+
+from trivium.errors import UserError, nearest
+from trivium.tokenizer.sandbox import LONGEST_SOURCE, TemplateEnvironment, run_metered
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+CHATML = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+"""The default template: ChatML."""
+
+_FREE_TEXT = ("content", "text", "reasoning_content", "reasoning", "thinking")
+"""Keys whose texts are also marked at their edges."""
+
+Message = Mapping[str, Any]
+
+
+class ChatTokenizer(Protocol):
+    """What a template needs of its tokenizer."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    special_tokens: Mapping[str, int]
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of `text`."""
+        ...
+
+
+class ChatIds(NamedTuple):
+    """A conversation as ids."""
+
+    ids: list[int]
+    """The ids, T of them."""
+    learned: list[bool]
+    """T values: whether each id is one that the model should learn to produce."""
+
+
+class ChatTemplate:
+    """A template and the tokenizer it writes for."""
+
+    def __init__(self, source: str, tokenizer: ChatTokenizer) -> None:
+        """Compile `source` (Jinja). Raises UserError when it is too long or not a template."""
+        if len(source) > LONGEST_SOURCE:
+            raise UserError(f"the chat template is longer than {LONGEST_SOURCE:,} characters")
+        if any(len(token) < 2 for token in tokenizer.special_tokens):
+            raise UserError("a special token of one character cannot be told from text, so chat is not possible")
+        self.source = source
+        self._tokenizer = tokenizer
+        names = {
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "pad_token": tokenizer.pad_token,
+        }
+        self._names = {name: token for name, token in names.items() if token is not None}
+        environment = TemplateEnvironment()
+        self._template = run_metered(lambda: environment.from_string(environment.metered(source)), "be compiled")
+        longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._heads = {token[:n] for token in longest_first for n in range(1, len(token))}
+        self._tails = {token[n:] for token in longest_first for n in range(1, len(token))}
+
+    # ------------------------------------------------------------------------------------------ text
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text; with `add_generation_prompt`, ready for the assistant to speak.
+
+        A message is {"role": one of ROLES, "content": text}; further keys (`tool_calls`, `name`, ...) go to the
+        template as they are. Raises UserError naming the message that is wrong (messages are counted from 1).
+        """
+        return self._render(_plain_messages(messages), add_generation_prompt, _plain_tools(tools))
+
+    def _render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Any], place: str = "") -> str:
+        return run_metered(
+            lambda: self._template.render(
+                messages=messages,
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._names,
+            ),
+            f"write this conversation{place}",
+        )
+
+    # ------------------------------------------------------------------------------------------ ids
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        train: Literal["all", "last"] = "all",
+    ) -> ChatIds:
+        """Ids of the conversation and which of them are learned.
+
+        Learned are the assistant's answers: all of them, or the last one. A message's own `"train": false` (or true)
+        overrides this. With `add_generation_prompt` the ids are the prompt to generate from.
+        """
+        plain, tools = _plain_messages(messages), _plain_tools(tools)
+        flags = _learned_messages(messages, plain, train)
+        text = self._render(plain, add_generation_prompt, tools)
+        special, cuts = self._special_spans(text, self._marks(plain, tools, add_generation_prompt, text))
+        answers: list[tuple[int, int]] = []
+        for number, message in enumerate(plain):
+            if message["role"] != "assistant":
+                continue
+            span = self._answer(plain, number, text, tools, must_hold=flags[number])
+            if span is None:  # not learned, and the template writes it in its own way: nothing to cut
+                continue
+            start, end = span[0], _end_of_turn(text, span, special)
+            cuts |= {start, end}
+            if flags[number]:
+                answers.append((start, end))
+        return self._encode_pieces(text, cuts, answers)
+
+    @cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The id that ends an answer, where generation must stop; None when it is not known or no special token."""
+        try:
+            ids, learned = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        except UserError:  # a template for other kinds of conversation
+            return None
+        last = [token_id for token_id, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
+        return last if last in self._tokenizer.special_tokens.values() else None
+
+    def _answer(
+        self,
+        messages: Sequence[Message],
+        number: int,
+        text: str,
+        tools: Sequence[Any],
+        must_hold: bool,
+    ) -> tuple[int, int] | None:
+        """Start and end of answer `number` (from 0) in `text`; None when its prefixes are not beginnings of it."""
+        place = f" up to message {number + 1}"
+        try:
+            before = self._render(messages[:number], True, tools, place)
+            through = self._render(messages[: number + 1], False, tools, place)
+        except UserError:
+            if must_hold:
+                raise
+            return None
+        if text.startswith(before) and text.startswith(through) and len(before) <= len(through):
+            return len(before), len(through)
+        if must_hold:
+            what = "the prompt before" if not text.startswith(before) else "the conversation up to"
+            raise UserError(
+                f"message {number + 1} (assistant) cannot be learned: the chat template writes {what} it differently "
+                'once more follows. Set "train": false on it, learn the last answer only, or use another template'
+            )
+        return None
+
+    def _encode_pieces(self, text: str, cuts: set[int], answers: Sequence[tuple[int, int]]) -> ChatIds:
+        ids: list[int] = []
+        learned: list[bool] = []
+        for start, end in pairwise(sorted({0, len(text)} | cuts)):
+            piece = self._tokenizer.encode(text[start:end], parse_special=True)
+            ids += piece
+            learned += [any(a <= start and end <= b for a, b in answers)] * len(piece)
+        return ChatIds(ids, learned)
+
+    # ------------------------------------------------------------------------------------------ whose special token
+
+    def _marks(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any],
+        prompt: bool,
+        text: str,
+    ) -> list[int]:
+        """Places in `text` that lie inside people's own words, wherever those look like (part of) a special token."""
+        mark = _unused_character(self.source + text)
+
+        def with_marks(string: str, edges: bool) -> str:
+            places = [0, *self._suspect_places(string, edges), len(string)]
+            return mark.join(string[a:b] for a, b in pairwise(places))
+
+        def marked(value: Any, key: str = "") -> Any:
+            if isinstance(value, str):
+                return value if key == "role" else with_marks(value, edges=key in _FREE_TEXT)
+            if isinstance(value, dict):
+                return {with_marks(name, edges=False): marked(item, name) for name, item in value.items()}
+            return [marked(item) for item in value] if isinstance(value, list) else value
+
+        marked_messages, marked_tools = marked(messages), marked(tools)
+        if marked_messages == messages and marked_tools == tools:
+            return []
+        pieces = self._render(marked_messages, prompt, marked_tools).split(mark)
+        if "".join(pieces) != text:
+            raise UserError(
+                "a message holds the text of a special token, and the chat template looks at that text in a way that "
+                "does not allow telling the two apart: remove it from the message"
+            )
+        return list(accumulate(map(len, pieces[:-1])))
+
+    def _suspect_places(self, string: str, edges: bool) -> list[int]:
+        """Where to mark: inside each special token in `string`, and (`edges`) at edges that are part of one."""
+        places = set()
+        for token in self._tokenizer.special_tokens:
+            start = string.find(token)
+            while start >= 0:
+                places.add(start + 1)
+                start = string.find(token, start + 1)
+        if not edges:
+            return sorted(places)
+        core = string.strip()
+        begin = len(string) - len(string.lstrip())
+        longest = max(map(len, self._heads), default=0)
+        if any(core[-n:] in self._heads for n in range(1, longest + 1)):
+            places.add(begin + len(core))
+        is_inner = 0 < len(core) <= longest and any(core in tail for tail in self._tails)
+        if is_inner or any(core[:n] in self._tails for n in range(1, longest + 1)):
+            places.add(begin)
+        return sorted(places)
+
+    def _special_spans(self, text: str, marks: list[int]) -> tuple[list[tuple[int, int]], set[int]]:
+        """(start, end) of each special token that the template wrote; and cuts that keep all others text."""
+        spans, cuts, position = [], set(), 0
+        while found := self._special.search(text, position):
+            start, end = found.span()
+            first = bisect_right(marks, start)
+            if first < len(marks) and marks[first] < end:
+                cuts.add(marks[first])
+                position = start + 1
+            else:
+                spans.append((start, end))
+                position = end
+        return spans, cuts
+
+
+def _end_of_turn(text: str, span: tuple[int, int], special: Sequence[tuple[int, int]]) -> int:
+    """Where learning ends inside an answer: after the template's last special token, if only white space follows."""
+    inside = [end for start, end in special if span[0] <= start and end <= span[1]]
+    return inside[-1] if inside and not text[inside[-1] : span[1]].strip() else span[1]
+
+
+def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Checked messages without `train` and without keys that hold None, made of plain JSON values only."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise UserError(f"messages must be a list, not {type(messages).__name__}")
+    if not messages:
+        raise UserError("messages is empty: a conversation needs at least one message")
+    return [_plain_message(message, number) for number, message in enumerate(messages, 1)]
+
+
+def _plain_message(message: Message, number: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UserError(f'message {number} must be {{"role", "content"}}, not {type(message).__name__}')
+    role = message.get("role")
+    if role not in ROLES:
+        guess = nearest(role, ROLES) if isinstance(role, str) else None
+        cure = f"did you mean {guess!r}?" if guess else f"roles are {', '.join(ROLES)}"
+        raise UserError(f"message {number} has role {role!r}: {cure}")
+    content = message.get("content")
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        found = "no content" if content is None else f"content of type {type(content).__name__}"
+        raise UserError(f"message {number} ({role}) has {found}: content must be text")
+    kept = {key: value for key, value in message.items() if key != "train" and value is not None}
+    return {str(key): _plain_value(value, f"message {number}: {key}") for key, value in kept.items()}
+
+
+def _plain_value(value: Any, where: str) -> Any:
+    """A copy made of JSON's own types: a template is never given an object with methods of its own."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(item, where) for item in value]
+    raise UserError(f"{where} holds a {type(value).__name__}: messages are made of text, numbers, lists and objects")
+
+
+def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Any]:
+    if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(t, Mapping) for t in tools)):
+        raise UserError("tools must be a list of objects (JSON schemas of functions)")
+    return [_plain_value(tool, f"tool {number}") for number, tool in enumerate(tools or (), 1)]
+
+
+def _learned_messages(messages: Sequence[Message], plain: Sequence[Message], train: str) -> list[bool]:
+    """For each message, whether it is learned."""
+    if train not in ("all", "last"):
+        raise UserError(f"train={train!r} must be 'all' or 'last'")
+    answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
+    chosen = set(answers if train == "all" else answers[-1:])
+    flags = []
+    for number, message in enumerate(messages):
+        flag = message.get("train")
+        if flag is not None and not isinstance(flag, bool):
+            raise UserError(f'message {number + 1}: "train" must be true or false, not {flag!r}')
+        if flag and number not in answers:
+            raise UserError(f'message {number + 1}: "train" is true, but only messages of the assistant are learned')
+        flags.append(number in chosen if flag is None else flag)
+    return flags
+
+
+def _unused_character(text: str) -> str:
+    """A private-use character that `text` does not hold."""
+    used = set(text)
+    return next(character for character in map(chr, range(0xE000, 0xF900)) if character not in used)
