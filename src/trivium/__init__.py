@@ -3,7 +3,7 @@
     import trivium as tv
 
     tokenizer = tv.Tokenizer.train(["text.txt"], vocab_size=8192)
-    bundle = tv.load("runs/quickstart/model")
+    bundle = tv.load("runs/quickstart/pretrain/model")
     bundle.generate("Once upon a time").text
 
 The names below are imported when they are first used, so that `import trivium` is quick and does not import

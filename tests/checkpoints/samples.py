@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any
 
 from trivium.checkpoints.store import Checkpoint
@@ -15,6 +16,7 @@ LAYOUT = {
 }
 
 
+@cache
 def sample(seed: int) -> tuple[dict[str, dict[str, RawTensor]], dict[str, Any]]:
     """(tensors, state) that depend on `seed` in every file; all bytes are non-zero, so that zeroing any is a damage."""
     rng = random.Random(seed)

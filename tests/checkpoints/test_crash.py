@@ -156,7 +156,7 @@ def every_power_cut(folder: Path, scenario: str, count: int, mutant: str | None 
 @needs_strace
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_after_a_power_cut_the_store_opens_to_old_or_new(tmp_path: Path, scenario: str) -> None:
-    assert every_power_cut(tmp_path, scenario, count=240) == []
+    assert every_power_cut(tmp_path, scenario, count=140) == []
 
 
 @needs_strace
@@ -171,7 +171,7 @@ def test_after_a_power_cut_the_store_opens_to_old_or_new(tmp_path: Path, scenari
 )
 def test_the_power_cut_check_turns_red(tmp_path: Path, mutant: str, scenario: str) -> None:
     """Broken controls: a store that forgets one kind of flush passes every kill, and must fail here."""
-    assert every_power_cut(tmp_path, scenario, count=240, mutant=mutant)
+    assert every_power_cut(tmp_path, scenario, count=140, mutant=mutant)
 
 
 def test_empty_files_in_the_two_newest_checkpoints(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_reader_beside_a_writer_always_finds_a_whole_checkpoint(tmp_path: Path
         assert newest is not None
         seen.append(which(newest)[0])
     assert notes == [] and seen_by_a_reader(directory) == [saves[-1]] * 2
-    assert seen[1:] == sorted(seen[1:]) and len(set(seen)) > 5, "the reader saw the steps go by, in order"
+    assert seen[1:] == sorted(seen[1:]) and len(set(seen)) > 3, "the reader saw the steps go by, in order"
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_ten_times_a_run_ends_bit_identical(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    report = kill_and_resume([sys.executable, str(TOY), str(folder)], folder, 10, random.Random(1), window_s=0.1)
+    report = kill_and_resume([sys.executable, str(TOY), str(folder)], folder, 10, random.Random(1), window_s=0.05)
     print([(kill.phase, round(kill.after_s, 2), len(kill.left), kill.newest) for kill in report.kills])
     assert report.exit_code == 0 and report.complaints == [] and len(report.kills) == 10
     assert report.inside_saves >= 0.3, "the kills must hit saves, or they prove nothing"

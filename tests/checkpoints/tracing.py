@@ -46,15 +46,6 @@ class Call:
         return opening or (self.name == "writev" and self.arguments.startswith("1<"))
 
 
-@cache
-def why_not() -> str | None:
-    """Why strace cannot be used here (None when it can)."""
-    if shutil.which("strace") is None:
-        return "needs strace (a Debian package), which is not installed"
-    tried = subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True, text=True, check=False)
-    return None if tried.returncode == 0 else f"strace may not trace here: {tried.stderr.strip()[:200]}"
-
-
 def order(directory: Path, saves: list[tuple[int, int]], keep: int = 1, **more: Any) -> str:
     """The argument of `programs/saves.py`."""
     return json.dumps({"directory": str(directory), "keep": keep, "saves": saves, **more})
@@ -84,19 +75,33 @@ def run(argument: str, *strace: str) -> Ended:
     process.stdin.write(argument)
     process.stdin.flush()
     child = int(process.stdout.readline())
-    tracer = subprocess.Popen(["strace", "-qq", "-p", str(child), *strace]) if strace else None
-    while tracer and "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
-        assert tracer.poll() is None, "strace ended before it began"
+    tracer = strace and subprocess.Popen(
+        ["strace", "-qq", "-p", str(child), *strace], stderr=subprocess.PIPE, text=True
+    )
+    while tracer and tracer.poll() is None and "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
         time.sleep(0.001)
+    refused = tracer and tracer.poll() is not None
     process.stdin.write("\n")
     process.stdin.flush()
     lines = [process.stdout.readline()]
     while not re.fullmatch(r"-?\d+\n", lines[-1]):
         assert lines[-1], "the program that makes saves is gone"
         lines.append(process.stdout.readline())
-    if tracer:
-        tracer.wait(60)
+    if tracer and (tracer.wait(60) or refused):
+        raise RuntimeError(f"strace: {tracer.communicate()[1].strip()}")
     return Ended(int(lines[-1]), json.loads(lines[0]) if len(lines) > 1 else None)
+
+
+@cache
+def why_not() -> str | None:
+    """Why strace cannot be used here (None when it can)."""
+    if shutil.which("strace") is None:
+        return "needs strace (a Debian package), which is not installed"
+    try:
+        run(order(Path(os.devnull), []), "-o", os.devnull, "-e", "trace=none")
+    except RuntimeError as error:
+        return f"strace may not trace here: {error}"
+    return None
 
 
 def record(argument: str, log: Path) -> list[Call]:

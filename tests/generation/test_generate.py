@@ -3,7 +3,9 @@ batches."""
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -354,10 +356,15 @@ def test_a_stream_says_what_is_wrong_at_once_and_restores_the_mode(
 # -----------------------------------------------------------------------------------
 
 
-def test_empty_and_text_prompts(model: Decoder, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_empty_and_text_prompts(model: Decoder, tokenizer: Tokenizer, tmp_path: Path, adds_bos: bool) -> None:
     """The rule of prompts.py: text gets a beginning only if asked; nothing becomes the token that begins
     documents."""
-    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": adds_bos}))
+    tokenizer = Tokenizer.load(tmp_path)
+    begin = tokenizer.bos_id
     assert begin is not None
     ids = tokenizer.encode("def f(x):")
 
@@ -368,7 +375,7 @@ def test_empty_and_text_prompts(model: Decoder, tokenizer: Tokenizer) -> None:
     assert with_begin != without
     assert tokens("def f(x):", "never") == without == tokens(ids, "always")
     assert tokens("def f(x):", "always") == with_begin
-    assert tokens("def f(x):", "auto") == (with_begin if tokenizer.adds_bos else without)
+    assert tokens("def f(x):", "auto") == (with_begin if adds_bos else without)
     assert tokens("", "never") == tokens([], "auto") == tokens([begin], "never")
 
 

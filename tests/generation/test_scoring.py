@@ -169,5 +169,7 @@ def test_dropout_is_off(model: Decoder, tokenizer: Tokenizer, text: str) -> None
 def test_refusals(model: Decoder, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"windows of 321 tokens: the model reads from 1 to 320"):
         score_text(model, tokenizer, "text", max_length=321)
+    with pytest.raises(UserError, match="document 1 holds an id outside the model's vocabulary of 400"):
+        documents_logprobs(model, [[1], [400]], prefix_id=0)
     with pytest.raises(UserError, match="at least one"):
         score_text(model, tokenizer, "").perplexity()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import json
 import re
 import shlex
@@ -18,11 +17,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import trivium
+from house import verbs
 from trivium.cli import VERBS, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-DOCUMENTS = [path for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"))]
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 CHEAP = ("trivium --help", "trivium --version", "trivium doctor")
 """Commands of the documents that are really run (`doctor` for a moment only)."""
 
@@ -65,7 +65,7 @@ def test_the_control_something_private_is_seen() -> None:
     assert not private_words({"README.md": "python 3.10.1, torch 2.13.0, 10.5 GB, see runs/quickstart"})
 
 
-# ----------------------------------------------------------------------------------------------------- pins and licence
+# ---------------------------------------------------------------------------------------------------- pins and licence
 
 
 def pins() -> dict[str, str]:
@@ -130,7 +130,7 @@ def test_long_results_are_kept(tmp_path: Path) -> None:
     assert found["machine"]["usable_cores"] >= 1
 
 
-# ---------------------------------------------------------------------------------------------------- documented commands
+# ------------------------------------------------------------------------------------------------- documented commands
 
 
 def commands(text: str) -> list[str]:
@@ -151,21 +151,15 @@ def wrong_with(command: str) -> str | None:
         return None
     if words[1] not in VERBS:
         return f"there is no verb {words[1]}"
-    app = importlib.import_module(f"trivium.cli.{words[1].replace('-', '_')}").app
-    several = {command.name or command.callback.__name__ for command in app.registered_commands}
-    if len(several) > 1 or app.registered_callback:
-        if len(words) < 3 or words[2] not in several:
-            return f"trivium {words[1]} has no {words[2:3]}"
-    named = {word.partition("=")[0] for word in words if word.startswith("-")}
-    return next((f"there is no option {option}" for option in named if option not in help_of(words, several)), None)
-
-
-def help_of(words: list[str], several: set[str]) -> list[str]:
-    """The words of a verb's `--help`."""
-    verb = words[1:3] if words[2:3] and words[2] in several and len(several) > 1 or words[1] == "metric" else words[1:2]
+    several = verbs.subverbs(words[1])
+    if several and words[2:3] not in [[name] for name in (*several, "--help")]:
+        return f"trivium {words[1]} wants one of {', '.join(several)}"
+    verb = words[1:3] if several and words[2] in several else words[1:2]
     done = subprocess.run([sys.executable, "-m", "trivium", *verb, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return re.findall(r"-[-\w]+", done.stdout)
+    known = re.findall(r"-[-\w]+", done.stdout)
+    named = {word.partition("=")[0] for word in words if word.startswith("-")}
+    return next((f"there is no option {option}" for option in named if option not in known), None)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -194,7 +188,7 @@ def test_cheap_documented_commands_run(capsys: pytest.CaptureFixture[str]) -> No
     run = [command for command in documented if command.startswith(CHEAP)]
     assert run, "the README shows at least one of them"
     for command in run:
-        words = shlex.split(command)[1:]
+        words = shlex.split(command, comments=True)[1:]
         assert main([*words, *(["--seconds", "0.2"] if words[0] == "doctor" else [])]) == 0, command
     assert capsys.readouterr().out
 

@@ -83,7 +83,7 @@ def summary() -> dict[str, Any]:
         "held_out": {
             "perplexity": 12.91,
             "bits_per_byte": 1.084,
-            "nll": 207_231.5,
+            "nll": 2.558,
             "num_tokens": 81_002,
             "num_bytes": 275_911,
         },
@@ -102,8 +102,15 @@ def summary() -> dict[str, Any]:
             },
         ],
         "seconds": 961.4,
-        "versions": {"trivium": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
-        "machine": {"processor": "a processor", "cores": 2, "memory_bytes": 25_769_803_776},
+        "machine": {
+            "system": "Linux 6.1 x86_64",
+            "processor": "a processor",
+            "flags": ["avx2", "avx512_bf16"],
+            "usable_cores": 2,
+            "memory_bytes": 25_769_803_776,
+            "gpus": [],
+            "versions": {"trivium": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
+        },
     }
 
 

@@ -157,18 +157,17 @@ def start_ranks(program: Path, world_size: int, *arguments: str) -> list[subproc
     return [start_program(program, *arguments, RANK=str(rank), **common) for rank in range(world_size)]
 
 
-def wait_for(processes: Sequence[subprocess.Popen[bytes]], seconds: float = 120) -> list[int]:
-    """Their exit codes; AssertionError with what they said when one hangs."""
+def wait_for(
+    processes: Sequence[subprocess.Popen[bytes]], expected: int | Sequence[int] = 0, seconds: float = 120
+) -> None:
+    """Wait for processes to end; AssertionError with what they said when one hangs or ends with another exit code."""
+    codes = [expected] * len(processes) if isinstance(expected, int) else list(expected)
     try:
         said = [process.communicate(timeout=seconds)[1].decode() for process in processes]
-    except subprocess.TimeoutExpired:
+    finally:
         for process in processes:
             process.kill()
-        raise
-    for process, text in zip(processes, said, strict=True):
-        if process.returncode == 1:
-            raise AssertionError(text)
-    return [process.returncode for process in processes]
+    assert [process.returncode for process in processes] == codes, "\n".join(said)
 
 
 Check = Callable[[], None]

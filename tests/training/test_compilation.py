@@ -36,7 +36,7 @@ def test_the_setting_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(loop, "compile_blocks", lambda model, device: compiled.append(model))
     model = small_model()
-    train(model, CausalObjective(), TextSource(), settings(steps=1, compile=True), Runtime())
+    train(model, CausalObjective(), TextSource(), settings(steps=2, compile=True), Runtime())
     assert compiled == [model]
 
 

@@ -32,7 +32,7 @@ PROGRAM = Path(__file__).parent / "ranks.py"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks have left their results."""
     path = tmp_path_factory.mktemp("ranks")
-    assert wait_for(start_ranks(PROGRAM, 2, str(path))) == [0, 0]
+    wait_for(start_ranks(PROGRAM, 2, str(path)))
     return path
 
 

@@ -87,14 +87,9 @@ def test_control_multiplying_the_update_by_zero_is_caught(tmp_path: Path, monkey
 @pytest.mark.parametrize("value", VALUES)
 def test_stop_ends_the_run_before_the_update(tmp_path: Path, value: float, place: str) -> None:
     _, expected = outcome(tmp_path / "short", CausalObjective(), TextSource(8, 8), steps=5, schedule="constant")
+    changes = {"schedule": "constant", "on_non_finite": "stop", "save_every_steps": 1}
     with pytest.raises(NonFiniteError, match=r"step 6 left out: the (loss|gradient norm) is .*nothing was updated"):
-        outcome(
-            tmp_path / "spoiled",
-            Spoiled(value, place, (5,)),
-            TextSource(8, 8),
-            schedule="constant",
-            on_non_finite="stop",
-        )
+        outcome(tmp_path / "spoiled", Spoiled(value, place, (5,)), TextSource(8, 8), **changes)
     checkpoint = CheckpointStore(tmp_path / "spoiled").load_latest()
     assert checkpoint is not None and checkpoint.step == 5
     assert same_bits(

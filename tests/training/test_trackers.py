@@ -1,4 +1,4 @@
-"""Trackers get what the log gets. TensorBoard is the real one; wandb's interface is recorded by a package of our own."""
+"""Trackers get what the log gets. TensorBoard is the real one; wandb's interface is recorded by a stand-in package."""
 
 from __future__ import annotations
 

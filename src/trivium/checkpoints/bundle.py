@@ -81,7 +81,7 @@ class Bundle:
         return generation
 
     def logprobs(self, text: str) -> list[TokenLogprob]:
-        """The log-probability of each token of `text`, in windows of the model's context; see `generation/scoring.py`."""
+        """The log-probability of each token of `text` given those before it; see `generation/scoring.py`."""
         from trivium.generation.prompts import document_start
         from trivium.generation.scoring import token_logprobs
 

@@ -93,7 +93,7 @@ def save_model_directory(
         )
         tokenizer.save(stage, max_length=config.max_positions)
         (stage / "README.md").write_text(
-            model_card(path.resolve().name, config, family.model_type, dtype, notes), encoding="utf-8"
+            model_card(_title(path), config, family.model_type, dtype, notes), encoding="utf-8"
         )
 
 
@@ -173,6 +173,12 @@ def read_eos_ids(path: Path) -> tuple[int, ...]:
                 raise UserError(f"{file}: eos_token_id must be an id or a list of ids")
             return tuple(ids)
     return ()
+
+
+def _title(path: Path) -> str:
+    """The directory's name; of a run's `model/`, the run's."""
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,17 +32,17 @@ A causal language model in the {model_type} format, made with Trivium.
 
 ## Use
 
-On the command line:
+In a shell, in this directory:
 
-    trivium generate {name} --prompt "Once upon a time"
-    trivium metric perplexity {name} --file some.txt
+    trivium generate . --prompt "Once upon a time"
+    trivium metric perplexity . --file some.txt
 
 In Python:
 
 ```python
 import trivium as tv
 
-bundle = tv.load("{name}")
+bundle = tv.load(".")
 print(bundle.generate("Once upon a time").text)
 ```
 
@@ -51,7 +51,7 @@ With transformers:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
 ```
 """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
 
@@ -15,7 +15,7 @@ app = new_app()
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, a run directory, or a hub id.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, help_of(GenerationSettings, "max_new_tokens")] = 256,
     temperature: Annotated[float, help_of(GenerationSettings, "temperature")] = 0.0,
@@ -25,7 +25,7 @@ def generate(
     repetition_penalty: Annotated[float, help_of(GenerationSettings, "repetition_penalty")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer (may be given again).")] = None,
     seed: Annotated[int, help_of(GenerationSettings, "seed")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU where there is one.")] = "auto",
+    device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -33,8 +33,8 @@ def generate(
 
     \b
     Examples:
-      trivium generate runs/quickstart/model --prompt "def main():"
-      trivium generate runs/quickstart/model --prompt "import " --temperature 0.8 --top-p 0.9 --seed 1 --json
+      trivium generate runs/quickstart/pretrain/model --prompt "def main():"
+      trivium generate MODEL --prompt "import " --temperature 0.8 --top-p 0.9 --seed 1 --json
     """
     from trivium.config import build_settings
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 
 app = new_app(no_args_is_help=True)
 
@@ -19,8 +19,9 @@ def metric() -> None:
 
 @app.command()
 def perplexity(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model directory.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, a run directory, or a hub id.")],
     file: Annotated[Path, typer.Option(help="Text, or rows with text, to be predicted.")],
+    device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -32,15 +33,18 @@ def perplexity(
 
     \b
     Example:
-      trivium metric perplexity runs/quickstart/model --file held_out.txt
+      trivium metric perplexity runs/quickstart/pretrain/model --file held_out.txt
     """
     from trivium.checkpoints.bundle import load
     from trivium.data.readers import read_rows
     from trivium.data.rows import text_of
     from trivium.generation.scoring import score_documents, sum_scores
+    from trivium.runtime import choose_runtime, prepare_process
 
     with Output(as_json, quiet) as output:
-        bundle = load(model)
         texts = [text_of(row) for row in read_rows(file)]
+        runtime = choose_runtime(device)
+        prepare_process(runtime)
+        bundle = load(model, device=runtime.device)
         scores = score_documents(bundle.model, bundle.tokenizer, texts, progress=output.progress)
         output.result(sum_scores(scores).perplexity().to_json())

@@ -19,6 +19,8 @@ from trivium.runtime import world_from_environment
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, everything else to stderr.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU where there is one.")]
+
 
 def new_app(**settings: Any) -> typer.Typer:
     """A typer app as all verbs use it: plain help, no completion machinery, errors left to

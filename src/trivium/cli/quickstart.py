@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, table
 
 app = new_app()
 
@@ -33,4 +33,7 @@ def quickstart(
     from trivium.quickstart.run import quickstart as run
 
     with Output(as_json, quiet) as output:
-        output.result(run(out=out, minutes=minutes, family=family, progress=output.progress))
+        summary = run(out, minutes, family, output.progress)
+        rows = {**summary["table"], "saved in": summary["model"], "report": summary["report"]}
+        lines = [table(rows), "Try next:", *(f"  {command}" for command in summary["next"])]
+        output.result(summary, "\n".join(lines))

@@ -24,7 +24,7 @@ def report(
 
     \b
     Example:
-      trivium report runs/quickstart
+      trivium report runs/quickstart/pretrain
     """
     from trivium.report.page import write_report
 

@@ -110,6 +110,8 @@ class _Elements:
         self._at = 0
         self._lines_before = 0
         """Line ends in what was already dropped from the buffer."""
+        self._column_before = 0
+        """Characters dropped from the line on which the buffer begins."""
         self._start = 0
         """Where in the buffer the last element began."""
 
@@ -162,12 +164,14 @@ class _Elements:
                 raise UserError(f"{place(self._path, number)}: {_reason(error)}") from error
 
     def _fill(self) -> bool:
-        """Read on (as much as is held, so that the work stays linear); False at the end of the file."""
+        """Read on (as much as is held, so that the work stays linear, up to the limit); False at the file's end."""
         self._lines_before += self._buffer.count("\n", 0, self._at)
+        line_end = self._buffer.rfind("\n", 0, self._at)
+        self._column_before = self._at - line_end - 1 if line_end >= 0 else self._column_before + self._at
         self._buffer = self._buffer[self._at :]
         self._at = 0
         try:
-            more = self._text.read(max(_CHUNK_CHARACTERS, len(self._buffer)))
+            more = self._text.read(max(_CHUNK_CHARACTERS, min(len(self._buffer), MAX_LINE_BYTES - len(self._buffer))))
         except UnicodeDecodeError:
             for _ in read_lines(self._path):  # raises with the very line
                 pass
@@ -177,7 +181,8 @@ class _Elements:
 
     def _broken(self, number: int, position: int, reason: str) -> NoReturn:
         line = self._lines_before + self._buffer.count("\n", 0, position) + 1
-        column = position - self._buffer.rfind("\n", 0, position)
+        line_end = self._buffer.rfind("\n", 0, position)
+        column = position - line_end if line_end >= 0 else self._column_before + position + 1
         raise UserError(f"{self._path}, row {number}, line {line}, column {column}: broken JSON: {reason}")
 
 

@@ -18,15 +18,11 @@ from trivium.data.json_rows import json_rows, jsonl_rows
 from trivium.data.locations import HubSet, kind_of, locate
 from trivium.data.row import Row, place
 from trivium.data.settings import TextLayout
-from trivium.data.streams import (
-    MAX_LINE_BYTES,
-    Expansion,
-    compression_of,
-    open_bytes,
-    read_document,
-    read_lines,
-)
+from trivium.data.streams import Expansion, compression_of, open_bytes, read_document, read_lines
 from trivium.errors import UserError
+
+# The csv module holds a cell at four bytes a character and doubles its buffer as it grows.
+MAX_CELL_CHARACTERS = 4 << 20
 
 _PARQUET_ROWS_AT_ONCE = 64
 
@@ -45,9 +41,12 @@ def read_rows(path: str | Path, *, text_layout: TextLayout = "file") -> Iterator
 
 def _at_least_one(rows: Iterable[Row], path: str | Path) -> Iterator[Row]:
     empty = True
-    for row in rows:
-        empty = False
-        yield row
+    try:
+        for row in rows:
+            empty = False
+            yield row
+    except MemoryError as error:
+        raise UserError(f"{path}: a row needs more memory than there is") from error
     if empty:
         raise UserError(f"{path}: is empty, it holds no row")
 
@@ -92,7 +91,7 @@ def tsv_rows(path: Path) -> Iterator[Row]:
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line on which it begins, cells) of each record that is not blank."""
-    csv.field_size_limit(MAX_LINE_BYTES)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     reader = csv.reader((line for _, line in read_lines(path)), strict=True)
     while True:
         line = reader.line_num + 1
@@ -109,7 +108,7 @@ def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _table_rows(path: Path, records: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
     """Records under the names of the first one; each must have as many cells."""
     _, names = next(records, (0, []))
-    if "" in names or len(set(names)) != len(names):
+    if len(set(names)) != len(names):
         raise UserError(f"{path}, line 1: the header must give every column a name of its own; it is {names}")
     for number, (line, cells) in enumerate(records, 1):
         if len(cells) != len(names):
@@ -142,12 +141,15 @@ def _parquet_rows(path: Path, file: IO[bytes]) -> Iterator[Row]:
         table = parquet.ParquetFile(file)
         for group in range(table.num_row_groups):
             declared.count(table.metadata.row_group(group).total_byte_size)
-        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE, use_threads=False):
+        for packed in table.iter_batches(_PARQUET_ROWS_AT_ONCE, use_threads=False):
+            # A dictionary column counts with the values it stands for.
+            columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in packed.columns]
+            batch = pa.RecordBatch.from_arrays(columns, names=packed.schema.names)
             read.count(batch.nbytes)
             for values in _values_of(batch, path, number):
                 number += 1
                 yield Row(values, str(path), number)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged, or not a parquet file ({error})") from error
 
 

@@ -18,9 +18,9 @@ from trivium.errors import UserError
 # One line of a jsonl, csv, tsv or txt file: ten times the longest books.
 MAX_LINE_BYTES = 32 << 20
 # So many blank lines on end are no data, but time: 1 MB of gzip holds 1,000 million of them.
-MAX_BLANK_LINES = 1_000_000
-# One document that is a whole file, and one JSON file that must be read at once.
-MAX_DOCUMENT_BYTES = 256 << 20
+MAX_BLANK_LINES = 500_000
+# One document that is a whole file (enwik8 fits), and one JSON object that must be read at once.
+MAX_DOCUMENT_BYTES = 96 << 20
 # A compressed file may unpack to this much in any case, and beyond it to MAX_EXPANSION times its own size. Text
 # shrinks 3 to 20 times, logs perhaps 100 times.
 FREE_EXPANSION_BYTES = 64 << 20
@@ -95,7 +95,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def decode(data: bytes, where: str) -> str:
+def decode(data: bytes | bytearray, where: str) -> str:
     """UTF-8 text, or a UserError that says which byte is not."""
     try:
         return data.decode("utf-8")
@@ -111,7 +111,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         number = blank = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
             number += 1
-            blank = blank + 1 if line == b"\n" else 0
+            blank = blank + 1 if line.isspace() else 0
             if blank > MAX_BLANK_LINES:
                 raise UserError(f"{path}, line {number}: the last {MAX_BLANK_LINES:,} lines are blank")
             if len(line) > MAX_LINE_BYTES:
@@ -125,14 +125,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_document(path: Path) -> str:
     """A whole file as one text; a byte-order mark is dropped, nothing else is changed."""
+    data = bytearray()
     with open_bytes(path) as stream:
-        data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise UserError(
-            f"{path}: longer than {MAX_DOCUMENT_BYTES // _MEGABYTE} MB, the most that is read as one piece; cut it "
-            "into files, make it .jsonl, or read a .txt with text_layout=line"
-        )
-    data = data.removeprefix(_BYTE_ORDER_MARK)
+        while chunk := stream.read(_MEGABYTE):
+            data += chunk
+            if len(data) > MAX_DOCUMENT_BYTES:
+                raise UserError(
+                    f"{path}: longer than {MAX_DOCUMENT_BYTES // _MEGABYTE} MB, the most that is read as one piece; "
+                    "cut it into files, make it .jsonl, or read a .txt with text_layout=line"
+                )
+    if data.startswith(_BYTE_ORDER_MARK):
+        del data[: len(_BYTE_ORDER_MARK)]
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

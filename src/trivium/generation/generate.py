@@ -24,7 +24,7 @@ from torch import Tensor
 from trivium.errors import UserError
 from trivium.generation.filters import Pipe, build_pipe
 from trivium.generation.mode import evaluating
-from trivium.generation.prompts import encode_prompt
+from trivium.generation.prompts import encode_prompt, refuse_unknown_ids
 from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
 from trivium.generation.stopping import FinishReason, StopMatcher
@@ -185,11 +185,7 @@ def _rows(
                 f"prompt {index} has {len(ids)} tokens and the model's context holds "
                 f"{model.config.max_positions}, which leaves no room for a new one: shorten the prompt"
             )
-        if not 0 <= min(ids) <= max(ids) < model.config.vocab_size:
-            raise UserError(
-                f"prompt {index} holds an id outside the model's vocabulary of {model.config.vocab_size} "
-                f"(ids {min(ids)} to {max(ids)}): use the tokenizer that belongs to the model"
-            )
+        refuse_unknown_ids(ids, model.config.vocab_size, f"prompt {index}")
         rows.append(
             _Row(
                 index=index,
@@ -253,8 +249,7 @@ class _Batch:
                 "the model's scores are not finite, so no token can be chosen: its weights are damaged, or "
                 f"overflow in {self.logits_BV.dtype} (load it in fp32 or bf16)"
             )
-        # A table of embeddings may be longer than the vocabulary, to suit the hardware: its tail is never
-        # chosen.
+        # An embedding table may be longer than the vocabulary, to suit the hardware: its tail is never chosen.
         known = slice(self.rules.vocab_size)
         seen_BV = None if self.seen_BV is None else self.seen_BV[:, known]
         filtered_BV = self.rules.pipe(scores_BV[:, known], seen_BV)

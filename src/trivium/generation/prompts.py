@@ -41,3 +41,13 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], settings: G
     else:
         ids = [int(token) for token in prompt]
     return ids or [document_start(tokenizer)]
+
+
+def refuse_unknown_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
+    """Raises UserError when `name` (a prompt, a document) holds an id the model has no embedding for."""
+    lowest, highest = min(ids, default=0), max(ids, default=0)
+    if lowest < 0 or highest >= vocab_size:
+        raise UserError(
+            f"{name} holds an id outside the model's vocabulary of {vocab_size} (its ids go from {lowest} to "
+            f"{highest}): use the tokenizer that belongs to the model"
+        )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from trivium.errors import UserError
 from trivium.generation.mode import evaluating
-from trivium.generation.prompts import document_start
+from trivium.generation.prompts import document_start, refuse_unknown_ids
 from trivium.metrics.perplexity import Perplexity, count_bytes, count_words, perplexity
 from trivium.models.transformer import Decoder
 from trivium.progress import SILENT, Progress
@@ -117,12 +117,14 @@ def documents_logprobs(
     """`token_logprobs` of each document: each is scored by itself, but their windows share batches.
 
     `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when `max_length` exceeds
-    the model's context.
+    the model's context, or a document holds an id the model does not know.
     """
     context = model.config.max_positions
     max_length = context if max_length is None else max_length
     if not 1 <= max_length <= context:
         raise UserError(f"windows of {max_length} tokens: the model reads from 1 to {context} at a time")
+    for number, ids in enumerate(documents):
+        refuse_unknown_ids(ids, model.config.vocab_size, f"document {number}")
     windows = [
         (number, window) for number, ids in enumerate(documents) for window in rolling_windows(len(ids), max_length)
     ]

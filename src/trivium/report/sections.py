@@ -26,6 +26,7 @@ _MODEL_LABELS = {
     "context": "Context, tokens",
     "max_positions": "Context, tokens",
     "vocab_size": "Vocabulary",
+    "training_flops_per_token": "FLOPs to train on a token",
 }
 _DATA_LABELS = {
     "sources": "Sources",
@@ -49,6 +50,7 @@ _PLAN_LABELS = {
     "activations_bytes": "Activations",
     "logits_bytes": "Logits",
     "framework_bytes": "Framework",
+    "allocator_bytes": "Holes between blocks",
     "peak_bytes": "Peak, planned",
 }
 
@@ -146,9 +148,10 @@ def held_out(run: RunData) -> str:
     labels = {
         "perplexity": "Perplexity per token",
         "bits_per_byte": "Bits per byte",
-        "nll": "Negative log-likelihood, nats",
+        "nll": "Nats per token",
         "num_tokens": "Tokens scored",
         "num_bytes": "Bytes scored",
+        "num_documents": "Documents scored",
     }
     # `num_bytes` counts text, where the exact number matters more than a round one.
     rows = [(labels.get(key, key), markup.shown("", facts[key])) for key in labels if key in facts]
@@ -222,12 +225,9 @@ def reproduce(run: RunData) -> str:
     recipe = run.recipe_text[:MAX_RECIPE_CHARACTERS]
     if len(recipe) < len(run.recipe_text):
         recipe += "\n[…]"
-    versions = markup.rows_of(part(run.summary, "versions"), {})
-    machine = run.summary.get("machine")
-    machine_rows = markup.rows_of(machine, {}) if isinstance(machine, dict) else []
-    if isinstance(machine, str):
-        machine_rows = [("Machine", machine[:300])]
-    tables = [("Versions", versions), ("Machine", machine_rows)]
+    machine = part(run.summary, "machine")
+    versions = part(run.summary, "versions") or part(machine, "versions")
+    tables = [("Versions", markup.rows_of(versions, {})), ("Machine", markup.rows_of(machine, {}))]
     environment = [markup.block(title, markup.table(rows)) for title, rows in tables if rows]
     events = [(f"Step {step:,}", event) for step, event in run.events]
     notes = list(run.notes)

@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 from jinja2 import Environment, TemplateError, nodes, pass_environment
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
-from jinja2.filters import make_attrgetter
+from jinja2.filters import do_indent, do_round, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,16 +36,17 @@ from jinja2.visitor import NodeTransformer
 
 from trivium.errors import UserError
 
-LONGEST_SOURCE = 1 << 20
+LONGEST_SOURCE = 1 << 17
 """Characters of a template; the longest published ones have about 50,000."""
 LONGEST_OUTPUT = 10_000_000
 """Characters of a rendered conversation."""
-FUEL = 64_000_000
+FUEL = 100_000_000
 """Characters made on the way, all together."""
 SECONDS = 10.0
-_TURN = 64  # fuel of one loop turn or call
+_TURN = 128  # fuel of one loop turn or call
 _ITEM = 16  # fuel of one item of a list that is made
-_WIDEST = 10_000  # padding and indentation, in characters
+_WIDEST = 9_999  # padding, in characters
+_DEEPEST = 64  # indentation, in characters
 _LARGEST_BITS = 4096  # whole numbers
 
 
@@ -55,7 +56,7 @@ def _words(text: str) -> frozenset[str]:
 
 _FILTERS = _words(
     "abs capitalize count d default dictsort e escape first float groupby indent int items join last length list lower "
-    "map max min reject rejectattr replace reverse round safe select selectattr sort string sum title trim truncate "
+    "map max min reject rejectattr replace reverse round safe select selectattr sort string title trim truncate "
     "unique upper wordcount"
 )
 _METHODS: dict[type, frozenset[str]] = {
@@ -89,18 +90,22 @@ class _Meter:
         if time.monotonic() > self._deadline:
             raise SecurityError(f"it takes more than {SECONDS:g} seconds")
 
-    def spend_written(self, value: Any) -> None:
-        """Pay for `value` as text, before it is written (a list may hold one long text a million times)."""
+    def spend_written(self, value: Any, indent: int = 0, depth: int = 1) -> int:
+        """Pay for `value` as text before it is written (a list may hold one long text a million times).
+
+        Returns the price: about the length of the text, with `indent` more for each level of an item.
+        """
+        price = _ITEM + indent * depth
         if isinstance(value, str):
-            self.spend(len(value))
-        elif isinstance(value, Mapping):
+            price += len(value)
+        self.spend(price)
+        if isinstance(value, Mapping):
             for key, item in value.items():
-                self.spend_written(key)
-                self.spend_written(item)
+                price += self.spend_written(key) + self.spend_written(item, indent, depth + 1)
         elif isinstance(value, list | tuple | set | frozenset):
             for item in value:
-                self.spend_written(item)
-        self.spend(_ITEM)
+                price += self.spend_written(item, indent, depth + 1)
+        return price
 
     def spend_made(self, value: Any) -> Any:
         """Pay for a value that an operation has made; returns it."""
@@ -181,6 +186,12 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
     return text.replace(old, new, -1 if count is None else count)
 
 
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    step = _step(width)
+    _METER.get().spend(len(text) + len(step) * (text.count("\n") + 1))
+    return do_indent(text, step, first, blank)
+
+
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -189,24 +200,35 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Not Jinja's own, which writes <, > and & as escapes.
-    _check_width(indent)
-    _METER.get().spend_written(value)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    step = None if indent is None else _step(indent)
+    _METER.get().spend_written(value, len(step or ""))
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=step, separators=separators, sort_keys=sort_keys)
+
+
+def _step(indent: int | str) -> str:
+    """One level of indentation."""
+    if (len(indent) if isinstance(indent, str) else indent) > _DEEPEST:
+        raise SecurityError(f"an indentation is wider than {_DEEPEST} characters")
+    return indent if isinstance(indent, str) else " " * indent
+
+
+def _round(value: float, precision: int = 0, method: Any = "common") -> float:
+    _check_width(precision)
+    return do_round(value, precision, method)
 
 
 def _check_width(width: Any) -> None:
-    size = len(width) if isinstance(width, str) else width
-    if isinstance(size, int) and size > _WIDEST:
-        raise SecurityError(f"a width of {size:,} is more than {_WIDEST:,}")
+    if isinstance(width, int) and width > _WIDEST:
+        raise SecurityError(f"a width of {width:,} is more than {_WIDEST:,}")
 
 
 def _check_format(text: str, arguments: Iterable[Any]) -> None:
-    """Refuse formats that make much from little: wide fields, widths that are themselves arguments."""
-    if re.search(r"\d{5,}|\{[^{}]*\{|%[^a-zA-Z%]*\*", text):
+    """Refuse formats that make much from little: wide fields, widths that are arguments, long values many times."""
+    if re.search(r"\d{5}|\{[^{}]*\{|%[^a-zA-Z%]*\*", text):
         raise SecurityError("a text format asks for a field that is too wide")
-    for argument in arguments:
-        _METER.get().spend_written(argument)
-    _METER.get().spend(len(text))
+    meter = _METER.get()
+    longest_field = _WIDEST + sum(map(meter.spend_written, arguments))
+    meter.spend(len(text) + longest_field * (text.count("{") + text.count("%")))
 
 
 def _raise_exception(message: str) -> None:
@@ -222,8 +244,6 @@ def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def measured(*args: Any, **kwargs: Any) -> Any:
-        for argument in (*args[1:], *kwargs.values()):
-            _check_width(argument if isinstance(argument, int) else None)
         return _METER.get().spend_made(function(*args, **kwargs))
 
     return measured
@@ -274,7 +294,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             finalize=_written,
         )
         offered = {name: self.filters[name] for name in _FILTERS}
-        offered |= {"join": _join, "replace": _replace, "tojson": _tojson, "string": _written}
+        offered |= {"join": _join, "replace": _replace, "string": _written}
+        offered |= {"indent": _indent, "round": _round, "tojson": _tojson}
         self.filters = {name: _measured(function) for name, function in offered.items()}
         self.filters |= {
             "_counted": _counted,
@@ -322,8 +343,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return _replace(owner, *args, **kwargs)
             if name == "join":
                 return _join(__self, args[0], owner)
-            for argument in args:
-                _check_width(argument if isinstance(argument, int) else None)
+            if name in ("center", "ljust", "rjust", "zfill"):
+                _check_width(args[0] if args else None)
         return meter.spend_made(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:

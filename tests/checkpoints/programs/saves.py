@@ -9,6 +9,7 @@ first step on); its outcomes, if it lives to tell them; and its exit status, neg
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -22,6 +23,8 @@ from checkpoints.mutants import MUTANTS
 from checkpoints.samples import sample
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
+
+PR_SET_PTRACER = 0x59616D61
 
 
 def limit_files(size: int) -> None:
@@ -56,6 +59,7 @@ if __name__ == "__main__":
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             print(status, flush=True)
         else:
+            ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))  # where only parents may trace: let anyone
             os.read(0, 1)
             outcomes = json.dumps(make_saves(json.loads(message))) + "\n"
             assert "torch" not in sys.modules

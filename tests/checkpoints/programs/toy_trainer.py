@@ -1,6 +1,6 @@
 """A trainer of a few lines that checkpoints, logs and resumes: something for the kill harness to kill.
 
-usage: toy_trainer.py RUN_DIR [forget-momentum | rotate-first]
+usage: toy_trainer.py RUN_DIR [forget_momentum | the name of a mutant]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trivium.checkpoints.store import CheckpointStore
 from trivium.checkpoints.tensors import RawTensor
 from trivium.files import write_atomically
 
-STEPS, SAVE_EVERY, SIDE = 300, 10, 256
+STEPS, SAVE_EVERY, SIDE = 600, 10, 256
 
 
 def raw(array: numpy.ndarray) -> RawTensor:
@@ -49,6 +49,7 @@ def main(run: Path, bug: str | None) -> None:
         gradient = weights - 0.1 * noise
         momentum = numpy.float32(0.9) * momentum + gradient
         weights = weights - numpy.float32(0.01) * momentum
+        time.sleep(0.001)
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "loss": float((gradient**2).mean()), "time": time.time()}) + "\n")
         if (step + 1) % SAVE_EVERY == 0:
