@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints.killing import differences, kill_and_resume
 
+from checkpoints.killing import differences, kill_and_resume
 from trivium.checkpoints.bundle import load
 from trivium.checkpoints.store import CheckpointStore
 from trivium.config import build_settings, dump_recipe
@@ -164,6 +164,12 @@ def test_a_directory_with_another_run_is_refused(finished: tuple[Path, dict[str,
         resume(folder / "texts")
 
 
+def test_two_processes_cannot_write_one_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    with module.sole_writer(folder / "one"), pytest.raises(UserError, match="another process"):
+        resume(folder / "one")
+
+
 def same_runs(one: Path, two: Path) -> list[str]:
     """In what two runs differ, times aside."""
     found = [name for name in differences(one, two, files=["model/model.safetensors"]) if name != "state.json"]
@@ -197,9 +203,7 @@ def test_killed_ten_times_a_pretraining_run_ends_bit_identical(undisturbed: tupl
     folder, path = undisturbed
     command = trivium("pretrain", str(path), f"run={folder / 'killed'}", "--quiet", "--json")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    report = kill_and_resume(
-        command, folder / "killed", 10, random.Random(3), window_s=0.3, environment=environment
-    )
+    report = kill_and_resume(command, folder / "killed", 10, random.Random(3), window_s=0.3, environment=environment)
     assert report.complaints == []
     assert report.exit_code == 0
     assert len(report.kills) == 10
@@ -211,7 +215,7 @@ def test_the_comparison_turns_red_when_the_order_of_the_data_depends_on_the_rest
     undisturbed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken control: a source that begins anew after a resume, as half of the field's trainers did."""
-    folder, path = undisturbed
+    folder, _ = undisturbed
     broken = folder / "broken"
     shutil.copytree(folder / "calm", broken)
     steps = CheckpointStore(broken / "checkpoints").steps()

@@ -11,10 +11,11 @@ a run leaves the weights, the optimizer's state and the loss log of the undistur
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 MODEL = "model"
+LOCK = ".lock"
 
 
 def pretrain(recipe: PretrainRecipe | Mapping[str, Any] | str | Path, progress: Progress = SILENT) -> dict[str, Any]:
@@ -87,8 +89,13 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
-        if self.runtime.is_main:
-            claim(self.directory, self.recipe)
+        with contextlib.ExitStack() as held:
+            if self.runtime.is_main:
+                claim(self.directory, self.recipe)
+                held.enter_context(sole_writer(self.directory))
+            return self._execute()
+
+    def _execute(self) -> dict[str, Any]:
         tokenizer = self._tokenizer()
         prepared = prepare(self.recipe.data, tokenizer, progress=self.progress)
         config = self.recipe.model
@@ -219,6 +226,17 @@ def claim(directory: Path, recipe: PretrainRecipe) -> None:
         raise UserError(f"{directory} is not empty and holds no run: choose another directory with run=...")
     else:
         write_atomically(saved, dump_recipe(recipe))
+
+
+@contextlib.contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold the run's lock, which the system releases however this process ends. UserError when another holds it."""
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another process is working on this run; wait for it, or end it") from None
+        yield
 
 
 def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:

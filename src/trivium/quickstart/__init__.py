@@ -1,0 +1,1 @@
+"""From nothing to a trained, measured language model, in the minutes asked for."""

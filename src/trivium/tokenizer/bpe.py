@@ -81,7 +81,10 @@ class Tokenizer:
         special = {token.content: token_id for token_id, token in sorted(added.items()) if token.special}
         self.special_tokens: Mapping[str, int] = MappingProxyType(special)
         self._special_ids = frozenset(special.values())
-        self._ids = frozenset(core.get_vocab(with_added_tokens=True).values())
+        vocabulary = core.get_vocab(with_added_tokens=True)
+        self._ids = frozenset(vocabulary.values())
+        if len(self._ids) < len(vocabulary):
+            raise UserError("two tokens of the vocabulary share an id")
         self.vocab_size: int = max(self._ids, default=-1) + 1
         self.is_byte_level: bool = is_byte_level(core)
         # Only our own word pattern is known to look neither back nor far ahead.
@@ -323,7 +326,10 @@ def _restore(core_json: str, names: dict[str, Any]) -> Tokenizer:
 def _core_from_json(text: str, source: Path) -> Core:
     try:
         return Core.from_str(text)
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the library (some damaged files cause one) is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{source} is not a tokenizer: {error}") from error
 
 
