@@ -43,8 +43,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def annotations_at(cls: type[BaseModel], place: Place) -> list[Any]:
-    """What may stand at `place` (several, where a section is a union); indices and free keys are passed
-    over."""
+    """What may stand at `place` (several, where a section is a union); indices and free keys are passed over."""
     found: list[Any] = [cls]
     for part in place:
         fields = [

@@ -172,8 +172,7 @@ def peak_product_flops(device: str, precision: str, seconds: float = 0.5) -> flo
 
 
 def best_seconds(work: Callable[[], object], budget: float) -> float:
-    """The shortest of the repeats of `work` that fit into `budget` seconds (at least two, the first not
-    counted)."""
+    """The shortest of the repeats of `work` that fit into `budget` seconds (one at least, after one to warm up)."""
     work()
     best = float("inf")
     end = time.perf_counter() + budget

@@ -64,8 +64,7 @@ def world_from_environment() -> tuple[int, int]:
 def choose_runtime(
     device: str = "auto", precision: Precision | Literal["auto"] = "auto", seed: int = 0, threads: int = 0
 ) -> Runtime:
-    """The runtime asked for, with each `auto` decided from the hardware. Raises `UserError` for what is not
-    here.
+    """The runtime asked for, with each `auto` decided from the hardware. Raises `UserError` for what is absent.
 
     `auto` device: a GPU when torch sees one (rank N of a machine takes the N-th). `auto` precision: bf16
     where the hardware multiplies it, else fp32.

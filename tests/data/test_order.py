@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +37,7 @@ def assert_looks_random(shuffle: Shuffle) -> None:
         bins = np.histogram(moved[: size // 10], bins=50, range=(0, size))[0]
         expected = size / 10 / 50
         assert np.sum((bins - expected) ** 2 / expected) < 95
-    for first, second in zip(seen[:-1], seen[1:], strict=True):
+    for first, second in itertools.pairwise(seen):
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(size)
 
 
@@ -104,10 +104,12 @@ def test_one_index_is_the_same_as_many() -> None:
 
 def test_the_order_never_changes() -> None:
     """A run begun by an earlier version must go on in the same order."""
-    assert key_of(1, "row", 0) == 0xFE7DCD6E1F4CFCB8
-    assert feistel(10, 1).tolist() == [0] * 10
-    places = Mixture([5, 7], [2.0, 1.0], seed=0).places(np.arange(12))
-    assert list(zip(places.source.tolist(), places.epoch.tolist(), places.row.tolist(), strict=True)) == []
+    assert key_of(1, "row", 0) == 0xA3DD53E5D6B4CA46
+    assert feistel(10, 1).tolist() == [9, 2, 0, 6, 5, 1, 7, 3, 4, 8]
+    places = Mixture([5, 7], [2.0, 1.0], seed=0).places(np.arange(9))
+    assert places.source.tolist() == [1, 0, 0] * 3
+    assert places.epoch.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert places.row.tolist() == [1, 4, 0, 4, 3, 1, 5, 2, 2]
 
 
 def test_keys_differ_by_type_and_part() -> None:
@@ -137,27 +139,47 @@ def test_many_odd_weights_are_rounded_to_millionths() -> None:
         assert abs(count / sum(counts) - weight / sum(weights)) < 2e-6
 
 
-def test_every_block_holds_each_source_exactly_as_often_as_it_should() -> None:
-    mixture = Mixture([50, 13, 1000], [0.5, 0.3, 0.2], seed=3)
-    places = mixture.places(np.arange(10 * 400))
-    for block in places.source.reshape(-1, mixture.block_rows):
-        assert np.bincount(block, minlength=3).tolist() == [5, 3, 2]
-    assert len({tuple(block) for block in places.source.reshape(-1, mixture.block_rows).tolist()}) > 300
+WEIGHTED = [([50, 13, 1000], [0.5, 0.3, 0.2]), ([3, 200], [900.0, 100.0]), ([50, 13, 7], None), ([8], None)]
 
 
-@pytest.mark.parametrize("weights", [None, [0.5, 0.3, 0.2]])
-def test_each_source_gives_each_row_once_per_epoch(weights: list[float] | None) -> None:
-    sizes = [50, 13, 7]
-    places = Mixture(sizes, weights, seed=3).places(np.arange(70 * 30))
-    for source, size in enumerate(sizes):
+def assert_each_row_once_per_epoch(mixture: Mixture, count: int) -> None:
+    """In the order of the run, every source goes through all its rows before it begins again."""
+    places = mixture.places(np.arange(count))
+    for source, size in enumerate(mixture.sizes):
         mine = places.source == source
-        counts = Counter(zip(places.epoch[mine].tolist(), places.row[mine].tolist(), strict=True))
-        assert set(counts.values()) == {1}
-        whole_epochs = len(counts) // size - 2  # blocks at the end may be partly past an epoch's end
-        assert whole_epochs > 3
-        assert all((epoch, row) in counts for epoch in range(whole_epochs) for row in range(size))
-        epochs = places.epoch[mine]
-        assert np.all(np.diff(np.maximum.accumulate(epochs) - epochs) <= 1)
+        epochs, rows = places.epoch[mine], places.row[mine]
+        assert np.array_equal(epochs, np.arange(len(epochs)) // size)
+        for epoch in rows[: len(rows) // size * size].reshape(-1, size):
+            assert sorted(epoch.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize(("sizes", "weights"), WEIGHTED)
+def test_each_source_gives_each_row_once_per_epoch(sizes: list[int], weights: list[float] | None) -> None:
+    assert_each_row_once_per_epoch(Mixture(sizes, weights, seed=3), 6000)
+
+
+def test_drawing_rows_at_random_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken control: sampling with replacement, as many loaders do for weighted mixtures."""
+    monkeypatch.setattr(
+        "trivium.data.order.permute",
+        lambda indices, size, keys: (keys_at(1, indices) % np.uint64(size)).astype(np.int64),
+    )
+    with pytest.raises(AssertionError):
+        assert_each_row_once_per_epoch(Mixture([50, 13], [0.5, 0.5], seed=3), 600)
+
+
+@pytest.mark.parametrize(("sizes", "weights"), WEIGHTED)
+def test_every_block_holds_each_source_exactly_as_often_as_it_should(
+    sizes: list[int], weights: list[float] | None
+) -> None:
+    mixture = Mixture(sizes, weights, seed=3)
+    block_rows = sum(mixture.counts)
+    sources = mixture.places(np.arange(20 * block_rows)).source
+    for start in (0, 1, block_rows // 2):  # wherever the block begins, but for rounding of the later sources
+        for block in sources[start:][: 19 * block_rows].reshape(19, block_rows):
+            counts = np.bincount(block, minlength=len(sizes))
+            assert counts[0] == mixture.counts[0]
+            assert np.abs(counts - mixture.counts).max() <= (0 if start == 0 else 1)
 
 
 def test_without_weights_all_sources_end_their_epochs_together() -> None:

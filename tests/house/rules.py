@@ -18,8 +18,8 @@ RUNGS: dict[str, int] = {
     **dict.fromkeys(("tokenizer", "models"), 1),
     **dict.fromkeys(("families", "data", "peft", "quantization", "generation"), 2),
     **dict.fromkeys(("checkpoints", "planner"), 3),
-    **dict.fromkeys(("training",), 4),
-    **dict.fromkeys(("pretraining", "finetuning", "rlhf", "benchmarks", "report"), 5),
+    **dict.fromkeys(("training", "report"), 4),
+    **dict.fromkeys(("pretraining", "finetuning", "rlhf", "benchmarks"), 5),
     **dict.fromkeys(("quickstart", "studio", "serving"), 6),
     **dict.fromkeys(("cli",), 7),
 }

@@ -25,8 +25,7 @@ def perplexity(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """How well a model predicts a text: perplexity, and bits per byte, which any two models can be compared
-    by.
+    """How well a model predicts a text: perplexity, and bits per byte, which compares any two models.
 
     Every token is scored once, in windows of the model's context length. A .txt file is one document; of a
     file of rows each row is one.

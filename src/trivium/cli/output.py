@@ -23,8 +23,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or auto: a G
 
 
 def new_app(**settings: Any) -> typer.Typer:
-    """A typer app as all verbs use it: plain help, no completion machinery, errors left to
-    `trivium.cli.main`."""
+    """A typer app as all verbs use it: plain help, no completion machinery, errors left to `trivium.cli.main`."""
     return typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -4,12 +4,14 @@ A shuffle is a Feistel network on the smallest power of four that holds all rows
 (cycle walking: Black and Rogaway, 2002); its round function is the 64-bit finalizer of SplitMix64 (Steele et al.,
 2014). It is a bijection by construction, for every size and key, and costs O(1) memory.
 
-A mixture cuts the endless run into blocks. In each block source s owns exactly `counts[s]` places, spread by one such
-shuffle, and takes its own rows in order, epoch after epoch. Without weights the block is one epoch of everything.
+A mixture deals the places of the endless run out to its sources as evenly as whole numbers allow: of the first i
+places the first source has floor(i counts[0] / sum(counts)), the next likewise of those that are left, and so on. Each
+source fills its places with its own shuffled rows, epoch after epoch. Without weights the counts are the sizes, so that
+all epochs end together.
 
-The invariants its test checks: permutations are bijections and look random; every block holds each source exactly
-`counts[s]` times; every source gives each of its rows once per epoch. All functions take and return numpy arrays, one
-entry for each index.
+The invariants its test checks: permutations are bijections and look random; every block of sum(counts) places holds
+source s exactly counts[s] times; every source gives each of its rows once before it gives one again. Functions of
+indices take and return numpy arrays, one entry for each index.
 """
 
 from __future__ import annotations
@@ -104,24 +106,29 @@ class Mixture:
         self.counts = self.sizes if weights is None else block_counts(weights)
         if len(self.counts) != len(self.sizes):
             raise ValueError("one weight for each source")
-        self.block_rows = sum(self.counts)
-        self._ends = np.cumsum(self.counts)
-        self._block_key = key_of(seed, "block")
         self._row_keys = [key_of(seed, "row", source) for source in range(len(sizes))]
 
     def places(self, indices: Indices) -> Places:
         """Source, epoch and row of each global index (0, 1, 2, ... without end)."""
-        blocks, offsets = np.divmod(indices, self.block_rows)
-        slots = permute(offsets, self.block_rows, keys_at(self._block_key, blocks))
-        sources = np.searchsorted(self._ends, slots, side="right").astype(np.int64)
-        epochs, rows = np.empty_like(slots), np.empty_like(slots)
+        sources, nth = self._deal(indices)
+        epochs, rows = np.empty_like(nth), np.empty_like(nth)
         for source, size in enumerate(self.sizes):
             mine = sources == source
-            first_slot = int(self._ends[source]) - self.counts[source]
-            within = blocks[mine] * self.counts[source] + slots[mine] - first_slot
-            epochs[mine], offset = np.divmod(within, size)
-            rows[mine] = permute(offset, size, keys_at(self._row_keys[source], epochs[mine]))
+            epochs[mine], offsets = np.divmod(nth[mine], size)
+            rows[mine] = permute(offsets, size, keys_at(self._row_keys[source], epochs[mine]))
         return Places(sources, epochs, rows)
+
+    def _deal(self, indices: Indices) -> tuple[Indices, Indices]:
+        """(source, how many places it had before) of each global index."""
+        sources, nth = np.empty_like(indices), np.empty_like(indices)
+        waiting, places, total = np.arange(len(indices)), indices, sum(self.counts)
+        for source, count in enumerate(self.counts):
+            blocks, offsets = np.divmod(places, total)
+            before = blocks * count + offsets * count // total
+            taken = (offsets + 1) * count // total > offsets * count // total
+            sources[waiting[taken]], nth[waiting[taken]] = source, before[taken]
+            waiting, places, total = waiting[~taken], (places - before)[~taken], total - count
+        return sources, nth
 
 
 def block_counts(weights: Sequence[float]) -> tuple[int, ...]:

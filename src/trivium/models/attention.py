@@ -151,6 +151,12 @@ def attention_mask(
     return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
+def prefers_blocks(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `block_attention` beats SDPA here; a compiler would unroll its loop, layer by layer, for minutes."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class Shared(NamedTuple):
     """What all layers of one forward pass have in common."""
 

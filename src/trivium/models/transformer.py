@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trivium.models.attention import Attention, Cache, Shared, attention_mask
+from trivium.models.attention import Attention, Cache, Shared, attention_mask, prefers_blocks
 from trivium.models.config import ModelConfig
 from trivium.models.layers import MLP, build_norm
 from trivium.models.positions import positions_in_segments, rotation, sinusoids
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         if self.config.positions == "rotary":
             turn = rotation(positions, self.config.head_width, self.config.rope_theta, dtype)
         mask = attention_mask(T, segments, past + T, True, dtype, ids_BT.device)
-        by_blocks = ids_BT.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) and past == 0 and T > 1
+        by_blocks = past == 0 and T > 1 and prefers_blocks(ids_BT.device, dtype)
         return self.stack(x_BTD, Shared(True, mask, turn, cache, dtype, by_blocks)), cache
 
     def forward(self, ids_BT: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:

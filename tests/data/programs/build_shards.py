@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.samples import ByteTokenizer
-
 from trivium.data.shards import build_shards
 
 
