@@ -157,7 +157,13 @@ def peer_model(job: Job) -> nn.Module:
             use_cache=False,
         )
         return LlamaForCausalLM(config)
-    best = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "attn_implementation": "sdpa", "use_cache": False}
+    best: dict[str, Any] = {
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "attn_implementation": "sdpa",
+        "use_cache": False,
+    }
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=job.vocab_size,
@@ -178,7 +184,7 @@ def peer_step(job: Job) -> tuple[nn.Module, Step]:
         torch.set_num_threads(job.threads)
     model = peer_model(job).train()
     defaults = job.contender == "gpt2-defaults"
-    options = {} if defaults else {"fused": True, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    options: dict[str, Any] = {} if defaults else {"fused": True, "betas": (0.9, 0.95), "weight_decay": 0.1}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **options)
     forward = torch.compile(model) if job.mode == "compiled" and not defaults else model
     batches = [ids[:, :-1].contiguous() for ids in token_rows(job)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -18,8 +19,11 @@ SCRIPT = BENCHMARKS / "training.py"
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import training as module
-
+    specification = importlib.util.spec_from_file_location("training_benchmark", SCRIPT)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    specification.loader.exec_module(module)
     return module
 
 

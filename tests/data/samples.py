@@ -10,10 +10,11 @@ from trivium.data.shards import SHARD_TOKENS, Shards, build_shards
 
 
 class ByteTokenizer:
-    """One id for each byte of UTF-8, and 256 for the end of a text."""
+    """One id for each byte of UTF-8, 256 for the end of a text, and 257 for its beginning."""
 
-    vocab_size = 257
+    vocab_size = 258
     eos_id = 256
+    bos_id: int | None = 257
     fingerprint = "bytes"
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

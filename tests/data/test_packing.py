@@ -14,38 +14,33 @@ from trivium.data.packing import PackedRow, PackedRows
 from trivium.data.shards import Shards
 
 EOS = ByteTokenizer.eos_id
+START = ByteTokenizer.bos_id
 
 
 def assert_each_target_once(shards: Shards, rows: Sequence[PackedRow]) -> None:
-    """The (document, position) of every target, found through positions and segments alone, each exactly once."""
+    """The targets are the stream, each id once; the input before each is what precedes it in its document."""
     stream = shards.tokens(0, shards.num_tokens).tolist()
+    starts = set(shards.offsets[:-1].tolist())
     learned = []
-    place = 0
     for row in rows:
         real = int((row.segments > 0).sum())
         assert (row.segments[:real] > 0).all() and (row.segments[real:] == 0).all()
         assert (row.targets[real:] == IGNORED).all()
         for index in range(real):
-            assert row.ids[index] == stream[place + index]
-            if row.targets[index] != IGNORED:
-                assert row.targets[index] == stream[place + index + 1]
-                learned.append(place + index + 1)
-        place += real
-    starts = set(shards.offsets[:-1].tolist())
-    assert learned == [position for position in range(shards.num_tokens) if position not in starts]
+            place = len(learned)
+            assert row.ids[index] == (START if place in starts else stream[place - 1])
+            learned.append(int(row.targets[index]))
+    assert learned == stream
 
 
 def documents_from(rows: Sequence[PackedRow]) -> list[str]:
-    """The documents, put together from what rows show: a new segment or an end-of-text id starts a new one."""
+    """The documents, put together from what rows show: each ends with the end-of-text id as a target."""
     documents: list[list[int]] = [[]]
     for row in rows:
-        for index in range(int((row.segments > 0).sum())):
-            if not documents[-1]:
-                documents[-1].append(int(row.ids[index]))
-            if row.targets[index] == IGNORED:
+        for target in row.targets[row.segments > 0].tolist():
+            documents[-1].append(target)
+            if target == EOS:
                 documents.append([])
-            else:
-                documents[-1].append(int(row.targets[index]))
     return [ByteTokenizer().decode(ids[:-1]) for ids in documents if ids]
 
 
@@ -60,8 +55,6 @@ def assert_documents_apart(shards: Shards, rows: Sequence[PackedRow]) -> None:
         for index in range(real):
             start = max(int(shards.offsets[mine[index]]) - place, 0)
             assert row.positions[index] == index - start
-            if row.targets[index] != IGNORED:
-                assert document_of[place + index + 1] == mine[index]
         place += real
 
 
@@ -79,39 +72,39 @@ def test_documents_are_rebuilt_from_rows_and_each_target_is_learned_once(
     rows = all_rows(PackedRows(shards, length))
     assert_each_target_once(shards, rows)
     assert_documents_apart(shards, rows)
-    if length * len(rows) >= shards.num_tokens:
-        assert documents_from(rows) == documents
+    assert documents_from(rows) == documents
 
 
 def test_hand_worked_rows(tmp_path: Path) -> None:
     rows = PackedRows(shards_of(["abc", "d", "ef"], tmp_path / "s"), 4)
     a, b, c, d, e, f = map(ord, "abcdef")
-    assert len(rows) == 2
-    first, second = rows.row(0), rows.row(1)
-    assert first.ids.tolist() == [a, b, c, EOS] and first.targets.tolist() == [b, c, EOS, IGNORED]
+    assert len(rows) == 3
+    first, second, third = (rows.row(number) for number in range(3))
+    assert first.ids.tolist() == [START, a, b, c] and first.targets.tolist() == [a, b, c, EOS]
     assert first.positions.tolist() == [0, 1, 2, 3] and first.segments.tolist() == [1, 1, 1, 1]
     assert first.is_plain and not second.is_plain
-    assert second.ids.tolist() == [d, EOS, e, f] and second.targets.tolist() == [EOS, IGNORED, f, EOS]
+    assert second.ids.tolist() == [START, d, START, e] and second.targets.tolist() == [d, EOS, e, f]
     assert second.positions.tolist() == [0, 1, 0, 1] and second.segments.tolist() == [1, 1, 2, 2]
-    padded = PackedRows(rows.shards, 5).row(1)
-    assert padded.ids.tolist() == [EOS, e, f, EOS, 0] and padded.segments.tolist() == [1, 2, 2, 2, 0]
-    assert padded.targets.tolist() == [IGNORED, f, EOS, IGNORED, IGNORED]
-    for number in (-1, 2):
+    assert third.ids.tolist() == [f, 0, 0, 0] and third.targets.tolist() == [EOS, IGNORED, IGNORED, IGNORED]
+    assert third.segments.tolist() == [1, 0, 0, 0]
+    for number in (-1, 3):
         with pytest.raises(IndexError):
             rows.row(number)
 
 
 def test_one_document_that_fills_its_rows_is_plain(tmp_path: Path) -> None:
-    rows = PackedRows(shards_of(["a" * 64], tmp_path / "s"), 16)  # 65 ids: 64 with a successor
+    rows = PackedRows(shards_of(["a" * 63], tmp_path / "s"), 16)  # 64 ids with the end of text
     assert len(rows) == 4 and rows.are_plain and all(row.is_plain for row in all_rows(rows))
     assert not PackedRows(rows.shards, 10).are_plain
     assert not PackedRows(shards_of(["a" * 31, "b" * 32], tmp_path / "t"), 32).are_plain
 
 
 def across(row: PackedRow, stream: np.ndarray, start: int) -> PackedRow:
-    """A row as careless packing makes it: what follows a document is predicted from it."""
-    following = stream[start + 1 : start + 1 + len(row.ids)]
-    return replace(row, targets=np.concatenate([following, np.full(len(row.ids) - len(following), IGNORED)]))
+    """A row as careless packing makes it: a document's first id is predicted from the last of the one before."""
+    ids = row.ids.copy()
+    for index in np.flatnonzero(row.segments[1:] > row.segments[:-1]) + 1:
+        ids[index] = stream[start + index - 2]
+    return replace(row, ids=ids)
 
 
 def twice(row: PackedRow, stream: np.ndarray, start: int) -> PackedRow:

@@ -211,7 +211,8 @@ def test_damaged_files_are_refused_and_never_crash(tmp_path: Path) -> None:
                 try:
                     for row in read_rows(path):
                         assert isinstance(row.values, dict)
-                except UserError:
+                except UserError as error:
+                    assert "\n" not in str(error)
                     refused += 1
     assert refused > 200
 

@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Core
+from tokenizers import models, pre_tokenizers
 
 from data.samples import ByteTokenizer, WideByteTokenizer, random_documents, shards_of
 from trivium.data import shards as shards_module
+from trivium.data.corpus import standard_library_rows
 from trivium.data.shards import DOCUMENTS_NAME, INDEX_NAME, Shards, build_shards, open_shards
 from trivium.errors import UserError
+from trivium.tokenizer.bpe import Tokenizer
 
 BUILD_PROGRAM = Path(__file__).parent / "programs" / "build_shards.py"
 
@@ -54,24 +58,50 @@ def test_documents_without_text_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (nothing.num_documents, nothing.num_tokens) == (0, 0)
 
 
-def test_long_documents_are_encoded_in_pieces_that_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def learned_tokenizer() -> Tokenizer:
+    return Tokenizer.train(texts=[row.values["text"] for row in list(standard_library_rows())[:40]], vocab_size=600)
+
+
+def tokenizer_with_spaces() -> Tokenizer:
+    """A word tokenizer that writes a space before every text, as SentencePiece's do."""
+    core = Core(models.WordLevel({"<eos>": 0, "<unk>": 1, "▁one": 2, "two": 3, "\ntwo": 4}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return Tokenizer(core, eos="<eos>")
+
+
+@pytest.mark.parametrize("make", [learned_tokenizer, tokenizer_with_spaces])
+def test_encoding_in_pieces_changes_no_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], Tokenizer]
 ) -> None:
-    monkeypatch.setattr(shards_module, "_PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(shards_module, "_BATCH_CHARACTERS", 250)
+    tokenizer = make()
+    documents = [row.values["text"] for row in list(standard_library_rows())[40:60]]
+    documents += ["no line end " * 500, "one\ntwo\n" * 500, "\r\n\r\n\n a\n\tb\nc" * 200]
+    expected = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(documents)]
+    monkeypatch.setattr(shards_module, "_PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(shards_module, "_BATCH_CHARACTERS", 900)
+    shards = build_shards(documents, tokenizer, tmp_path / "s", made_from={})
+    assert [shards.document(number).tolist() for number in range(len(documents))] == expected
+
+
+def test_cutting_where_the_tokenizer_does_not_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken control: without the probes, the tokenizer that adds spaces gives other ids."""
+    monkeypatch.setattr(shards_module, "_splits_at_line_ends", lambda tokenizer: True)
+    with pytest.raises(AssertionError):
+        test_encoding_in_pieces_changes_no_id(tmp_path, monkeypatch, tokenizer_with_spaces)
+
+
+def test_pieces_keep_long_documents_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     longest = 0
 
     class Watching(ByteTokenizer):
-        def encode_batch(self, texts: Any) -> list[list[int]]:
+        def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
             nonlocal longest
-            longest = max(longest, *map(len, texts)) if texts else longest
+            longest = max(longest, *map(len, texts))
             return super().encode_batch(texts)
 
-    documents = ["word " * 19 + "end\n" + "x" * n for n in range(30)]
-    long = "\n".join(documents)
-    shards = shards_of([long, "short", "no line end " * 50], tmp_path / "s", Watching())
-    assert texts_of(shards, ByteTokenizer()) == [long, "short", "no line end " * 50]
-    assert longest == 12 * 50
+    text = "all work and no play\n" * 100_000
+    assert texts_of(shards_of([text, "x"], tmp_path / "s", Watching()), ByteTokenizer()) == [text, "x"]
+    assert longest < 10_000
 
 
 def test_the_same_fingerprint_is_built_once_and_another_again(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_the_shapes_and_types_of_a_batch(three: Sources) -> None:
 def loss_and_gradient(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss of one attention layer, written out in fp64, that keeps apart what the batch keeps apart."""
     generator = torch.Generator().manual_seed(0)
-    width, vocabulary = 8, 257
+    width, vocabulary = 8, 258
     embedding = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64, requires_grad=True)
     place = torch.randn(64, width, generator=generator, dtype=torch.float64)
     length = batch.ids.shape[1]
@@ -223,12 +223,12 @@ def test_the_worst_case_has_all_a_batch_can_have(tmp_path: Path, three: Sources)
     assert source(three, world_size=6, micro=5).worst_case().ids.shape == (2, 16)
     book = PackedRows(shards_of(["a" * 200], tmp_path / "b"), 16)
     assert source([(book, None)]).worst_case().segments is not None, "its last row is padded"
-    whole = PackedRows(shards_of(["a" * 160], tmp_path / "w"), 16)
+    whole = PackedRows(shards_of(["a" * 159], tmp_path / "w"), 16)
     assert source([(whole, None)]).worst_case().segments is None
 
 
 def test_steps_per_epoch(tmp_path: Path) -> None:
-    rows = PackedRows(shards_of(["a" * 160], tmp_path / "s"), 16)
+    rows = PackedRows(shards_of(["a" * 159], tmp_path / "s"), 16)
     assert source([(rows, None)], step=4).steps_per_epoch == 3
     third = source([(rows, None)], step=4).row_ids(2)
     assert [row.epoch for row in third] == [0, 0, 1, 1], "epochs follow each other within a step"
@@ -268,7 +268,7 @@ def test_from_settings_to_batches(tmp_path: Path) -> None:
     assert [batch.ids.shape for batch in batches] == [(2, 4), (1, 4)]
     held_out = evaluation_rows(prepared, settings)
     assert held_out is not None and prepared.held_out is not None
-    assert sum(batch.num_targets for batch in held_out) == prepared.held_out.num_bytes
+    assert sum(batch.num_targets for batch in held_out) == prepared.held_out.num_tokens
     nothing = prepare(settings.model_copy(update={"held_out_fraction": 0.0}), ByteTokenizer(), tmp_path / "cache")
     assert evaluation_rows(nothing, settings) is None
 

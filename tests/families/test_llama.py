@@ -174,11 +174,11 @@ def test_older_files_are_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling of type 'llama3'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters of type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 'rope_scaling of type "llama3"'),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rope_parameters of type "yarn"'),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters"),
         ({"rope_parameters": [1]}, "rope_parameters must be an object"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'"),
+        ({"hidden_act": "quick_gelu"}, 'hidden_act is "quick_gelu"'),
         ({"hidden_act": ["silu"]}, "hidden_act"),
         ({"attention_bias": "yes"}, "attention_bias"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

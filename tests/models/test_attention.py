@@ -94,10 +94,24 @@ def test_a_superseded_cache_is_refused() -> None:
     _, second = model.hidden(ids[:, :3], cache=first)
     _, third = model.hidden(ids[:, 3:], cache=second)  # grows
     assert second is not None and third is not None
-    for stale in (first, second):
+    back = third.truncate(2)
+    _, same_length = model.hidden(ids[:, :1], cache=back)
+    assert same_length is not None and same_length.length == second.length
+    for stale in (first, second, third, back):
         with pytest.raises(RuntimeError, match="superseded"):
             model.hidden(ids[:, :1], cache=stale)
     assert (second.length, third.length) == (3, 12)
+
+
+@torch.no_grad()
+def test_a_cache_emptied_forgets_its_padding() -> None:
+    model = small_model(VARIANTS["llama"])
+    ids = random_ids(model.config, 1, 6)
+    padded = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    _, cache = model.hidden(ids, segments=padded, cache=Cache.empty(model.config, 1, 8, "cpu", torch.float32))
+    assert cache is not None
+    hidden, _ = model.hidden(ids, cache=cache.truncate(0))
+    assert relative(model.logits(hidden), model(ids)) <= 1e-6
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import pytest
 from trivium.errors import UserError
 from trivium.report import run_data
 from trivium.report.run_data import number, read_run, words
+from trivium.training.log import MetricsLog
 
 
 def write_log(run: Path, lines: list[str]) -> None:
@@ -26,6 +27,21 @@ def test_curves_and_events(make_run: Callable[..., Path]) -> None:
     assert run.last_step == 250
     assert run.notes == ()
     assert run.recipe["training"] == {"steps": 1200, "learning_rate": 0.001}
+
+
+def test_reads_what_the_loop_writes(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "loss": 2.5, "tokens": 64, "mfu": 0.5})
+    log.write({"step": 2, "loss": float("inf"), "grad_norm": float("nan")})
+    log.write({"step": 2, "held_out_loss": 2.25, "held_out_bits_per_byte": 1.0})
+    log.write({"step": 2, "event": "left out: the loss is inf"})
+    log.close()
+    run = read_run(tmp_path)
+    assert run.curve("loss").values == (2.5,)
+    assert run.curve("held_out_bits_per_byte").steps == (2,)
+    assert run.events == ((2, "left out: the loss is inf"),)
+    assert run.non_finite == 2
+    assert not any("damaged" in note for note in run.notes)
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:

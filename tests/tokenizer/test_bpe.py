@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import random
 import time
 from collections.abc import Callable
@@ -93,11 +92,12 @@ def test_ids_equal_those_of_transformers(tokenizer: Tokenizer, mixed_corpus: lis
 
     tokenizer.save(tmp_path, max_length=512)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    expected = theirs(mixed_corpus, add_special_tokens=True, truncation=False, verbose=False).input_ids
+    expected = theirs(mixed_corpus, add_special_tokens=False, truncation=False, verbose=False).input_ids
     assert tokenizer.encode_batch(mixed_corpus) == expected
     assert [tokenizer.decode(ids) for ids in expected] == mixed_corpus
     special = "a<|im_start|>b <|endoftext|>\n<|pad|>"
-    assert tokenizer.encode(special, parse_special=True) == theirs(special).input_ids
+    assert tokenizer.encode(special, parse_special=True) == theirs(special, add_special_tokens=False).input_ids
+    assert theirs(special).input_ids == [tokenizer.bos_id, *tokenizer.encode(special, parse_special=True)]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 0, 1)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 0, 1)
     assert set(theirs.all_special_tokens) == set(tokenizer.special_tokens) == set(DEFAULT_SPECIAL_TOKENS)
@@ -254,10 +254,9 @@ def test_special_tokens_in_text_are_text(tokenizer: Tokenizer) -> None:
 
 
 def test_special_tokens_stay_text_in_worker_processes(tokenizer: Tokenizer) -> None:
-    sent = pickle.loads(pickle.dumps(tokenizer))
+    sent = copy.deepcopy(tokenizer)  # goes by the same road as sending it to another process
     text = "a <|im_end|>"
     assert sent.encode(text) == tokenizer.encode(text) and sent.fingerprint == tokenizer.fingerprint
-    assert copy.copy(tokenizer).encode(text) == tokenizer.encode(text)
 
 
 def test_code_is_written_densely(tokenizer: Tokenizer) -> None:
@@ -323,12 +322,14 @@ def test_the_fingerprint_is_of_the_content(tokenizer: Tokenizer, tmp_path: Path)
 
 
 def test_whether_texts_begin_with_bos(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert not tokenizer.adds_bos
+    assert tokenizer.adds_bos, "as they did in training"
     core = Core.from_str(tokenizer._core.to_str())
-    core.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-    begins = Tokenizer(core, bos="<|endoftext|>")
-    assert begins.adds_bos and begins.encode("a") == tokenizer.encode("a")
-    begins.save(tmp_path)
+    core.post_processor = None
+    bare = Tokenizer(core, bos="<|endoftext|>")
+    assert not bare.adds_bos and bare.encode("a") == tokenizer.encode("a")
+    bare.save(tmp_path)
+    assert not Tokenizer.load(tmp_path).adds_bos
+    tokenizer.save(tmp_path)
     assert Tokenizer.load(tmp_path).adds_bos
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|pad|>", "add_bos_token": false}')
     assert not Tokenizer.load(tmp_path).adds_bos

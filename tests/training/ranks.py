@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -91,6 +92,7 @@ def refusals(runtime: Runtime) -> list[str]:
 def main(folder: Path) -> None:
     rank, world_size = world_from_environment()
     runtime = Runtime(seed=5, rank=rank, world_size=world_size)
+    threads = psutil.Process().num_threads()
     with process_group(runtime):
         peers = Peers(runtime)
         gradients(folder, runtime)
@@ -106,8 +108,9 @@ def main(folder: Path) -> None:
             "largest": peers.largest(15 * rank),
             "from_main": peers.from_main(float(rank)),
         }
-        if runtime.is_main:
-            (folder / "results.json").write_text(json.dumps(results))
+    results["threads_left"] = psutil.Process().num_threads() - threads
+    if runtime.is_main:
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

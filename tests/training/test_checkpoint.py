@@ -11,11 +11,11 @@ import torch
 from training.small import same_bits, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
-from trivium.training.checkpoint import RunState, open_store, pack_state, restore, run_tensors
+from trivium.training.checkpoint import RunState, pack_state, restore, run_tensors
 from trivium.training.optimizer import AdamW, trainable_parameters
 from trivium.training.precision import LossScale
 
-CHOSEN = settings(keep_checkpoints=3)
+CHOSEN = settings()
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -55,8 +55,3 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
     CheckpointStore(tmp_path).save(1, {"model": {}}, {"progress": {"stride": 3}})
     with pytest.raises(UserError, match="not a checkpoint of a training run"):
         restore(CheckpointStore(tmp_path).load(1), model, optimizer, LossScale())
-
-
-def test_the_store_keeps_as_many_as_are_asked_for(tmp_path: Path) -> None:
-    assert open_store(tmp_path, CHOSEN).keep == 3
-    assert open_store(tmp_path, CHOSEN).directory == tmp_path / "checkpoints"

@@ -22,7 +22,7 @@ from training.small import (
 from trivium.errors import UserError
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime
-from trivium.training.distributed import BUCKET_BYTES, Peers, _buckets, local_device, process_group
+from trivium.training.distributed import BUCKET_BYTES, Peers, _buckets, process_group
 from trivium.training.log import read_log, repeatable
 
 PROGRAM = Path(__file__).parent / "ranks.py"
@@ -90,6 +90,11 @@ def test_small_collectives(results: dict[str, Any]) -> None:
     assert (results["sum"], results["largest"], results["from_main"]) == ([3.0, 20.0], 15, 0.0)
 
 
+def test_the_group_leaves_no_thread_behind(results: dict[str, Any]) -> None:
+    """A gloo thread that is still there when the interpreter ends may crash the process."""
+    assert results["threads_left"] == 0
+
+
 def test_alone_needs_no_group() -> None:
     with process_group(Runtime()):
         peers = Peers(Runtime())
@@ -110,8 +115,3 @@ def test_buckets_keep_order_and_split_by_size_and_dtype() -> None:
     buckets = list(_buckets(gradients))
     assert [len(bucket) for bucket in buckets] == [2, 1, 1, 1]
     assert [id(g) for bucket in buckets for g in bucket] == [id(g) for g in gradients]
-
-
-def test_each_rank_takes_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [local_device(d) for d in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda:3", "cuda:1"]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from trivium.checkpoints.model_card import model_card
 from trivium.errors import UserError, nearest
 from trivium.families import FAMILIES, family_for
-from trivium.families.family import Family
+from trivium.families.family import Family, shown
 from trivium.files import staged_directory
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
@@ -127,7 +127,7 @@ def load_weights(
     with torch.device("meta"):
         model = build_model(config)
     ours = {family.to_published(name): name for name in model.state_dict()}
-    shapes = {published: tuple(model.state_dict()[name].shape) for published, name in ours.items()}
+    shapes = {family.to_published(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     copy_of_embedding = family.to_published("head.weight") if config.tied_embeddings else None
     _check_tensors(path, family, shapes, stored, copy_of_embedding)
     state: dict[str, Tensor] = {}
@@ -154,9 +154,9 @@ def read_config(path: Path) -> tuple[Family, ModelConfig]:
     values = _read_json(file, LARGEST_CONFIG_BYTES)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = nearest(str(model_type), FAMILIES)
+        near = nearest(shown(model_type), FAMILIES)
         hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"{file}: model_type is {model_type!r}; supported are {', '.join(sorted(FAMILIES))}{hint}")
+        raise UserError(f"{file}: model_type is {shown(model_type)}; supported are {', '.join(FAMILIES)}{hint}")
     return FAMILIES[model_type], FAMILIES[model_type].read_config(values, str(file))
 
 
@@ -252,7 +252,7 @@ def _weight_files(path: Path) -> list[Path]:
 def _shard(path: Path, name: str) -> Path:
     """The file of a shard: a plain name, and no link out of the directory (a hub cache may link to its own blobs)."""
     if not re.fullmatch(r"[\w][\w.\-]*\.safetensors", name, re.ASCII):
-        raise UserError(f"{path / INDEX}: {name[:100]!r} is not the name of a safetensors file in this directory")
+        raise UserError(f"{path / INDEX}: {shown(name)} is not the name of a safetensors file in this directory")
     home = path.resolve()
     if home.parent.name == "snapshots":
         home = home.parent.parent
@@ -269,12 +269,10 @@ def _stored_shapes(shards: list[Path]) -> dict[str, tuple[int, ...]]:
             with safe_open(shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if name in shapes:
-                        raise UserError(f"{shard}: {name} is also in another file")
+                        raise UserError(f"{shard}: {shown(name)} is also in another file")
                     part = file.get_slice(name)
                     if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                        raise UserError(
-                            f"{shard}: {name} is stored as {part.get_dtype()}: not a weight to compute with"
-                        )
+                        raise UserError(f"{shard}: {shown(name)} is stored as {part.get_dtype()}: not a weight")
                     shapes[name] = tuple(part.get_shape())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{shard}: not a whole safetensors file: {error}") from None
@@ -296,7 +294,7 @@ def _check_tensors(
         if stored.get(name, shape) != shape
     ]
     mistakes += [
-        f"{name} {shape} is unknown"
+        f"{shown(name)} {shape} is unknown"
         for name, shape in stored.items()
         if name not in expected and name != copy_of_embedding and not family.is_redundant(name)
     ]

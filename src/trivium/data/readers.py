@@ -149,8 +149,8 @@ def _parquet_rows(path: Path, file: IO[bytes]) -> Iterator[Row]:
             for values in _values_of(batch, path, number):
                 number += 1
                 yield Row(values, str(path), number)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged, or not a parquet file ({error})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged, or not a parquet file ({' '.join(str(error).split())})") from error
 
 
 def _values_of(batch: Any, path: Path, rows_before: int) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ from trivium.errors import UserError
 from trivium.files import TEMPORARY_PREFIX, sha256_of_file, staged_directory
 from trivium.progress import SILENT, Progress
 
-FORMAT = 1
+FORMAT = 2
 INDEX_NAME = "index.json"
 DOCUMENTS_NAME = "documents.bin"
 # 128 Mi ids a shard (256 MB as uint16): few files, each small enough to copy about.
@@ -44,10 +44,11 @@ SHARD_TOKENS = 128 << 20
 _MAX_INDEX_BYTES = 16 << 20
 # Text encoded at once, in characters; the token objects of a batch take perhaps a hundred times this in bytes.
 _BATCH_CHARACTERS = 1 << 19
-# A longer document is encoded in pieces cut after a single line end between two visible characters. Byte-level
-# pre-tokenizers always cut there, so the ids are the same.
-_PIECE_CHARACTERS = 1 << 18
+# A longer document is encoded in pieces, in parallel, cut after a single line end between two visible characters, if
+# the tokenizer splits there anyway (byte-level and word-level ones do; the probes show those that add a space instead).
+_PIECE_CHARACTERS = 1 << 13
 _PIECE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_PROBES = [(first + "\n", second) for first in "a1.é" for second in "a1.é"]
 
 
 class TextEncoder(Protocol):
@@ -56,6 +57,11 @@ class TextEncoder(Protocol):
     @property
     def vocab_size(self) -> int:
         """How many ids there are."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins a document, if there is one."""
         ...
 
     @property
@@ -82,6 +88,8 @@ class ShardIndex:
     dtype: str
     """`uint16` or `uint32`."""
     vocab_size: int
+    start_id: int
+    """What stands before a document when it is read: the tokenizer's beginning-of-text id, else the end-of-text id."""
     eos_id: int
     shard_tokens: int
     """Ids in every shard but the last."""
@@ -149,7 +157,8 @@ class Shards:
 
 def fingerprint_of(made_from: Mapping[str, Any], tokenizer: TextEncoder) -> str:
     """Hash of everything the ids depend on."""
-    parts = {"format": FORMAT, "made_from": made_from, "tokenizer": tokenizer.fingerprint}
+    marks = [tokenizer.bos_id, tokenizer.eos_id]  # which ids they are is written beside the tokenizer, not in it
+    parts = {"format": FORMAT, "made_from": made_from, "tokenizer": tokenizer.fingerprint, "marks": marks}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,7 +202,8 @@ def build_shards(
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(f"{directory}: {error.strerror}; free some, or set another cache_directory") from error
-        progress.finish()
+        finally:
+            progress.finish()
         return open_shards(directory)
 
 
@@ -278,6 +288,7 @@ class _ShardWriter:
     ) -> None:
         self._folder, self._tokenizer, self._eos_id = folder, tokenizer, eos_id
         self._shard_tokens, self._progress = shard_tokens, progress
+        self._may_cut = _splits_at_line_ends(tokenizer)
         self._dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self._offsets = _HashedFile(folder / DOCUMENTS_NAME)
         self._offsets.write(np.zeros(1, "<i8"))
@@ -295,7 +306,7 @@ class _ShardWriter:
                 continue
             self._num_documents += 1
             self._num_bytes += len(document.encode("utf-8"))
-            for piece, is_last in _pieces(document):
+            for piece, is_last in _pieces(document) if self._may_cut else [(document, True)]:
                 batch.append((piece, is_last))
                 characters += len(piece)
                 if characters >= _BATCH_CHARACTERS:
@@ -311,6 +322,7 @@ class _ShardWriter:
             fingerprint=fingerprint,
             dtype=self._dtype,
             vocab_size=self._tokenizer.vocab_size,
+            start_id=self._eos_id if self._tokenizer.bos_id is None else self._tokenizer.bos_id,
             eos_id=self._eos_id,
             shard_tokens=self._shard_tokens,
             num_documents=self._num_documents,
@@ -355,6 +367,14 @@ class _ShardWriter:
         if self._shard is not None:
             self._files[self._shard.path.name] = self._shard.close()
             self._shard = None
+
+
+def _splits_at_line_ends(tokenizer: TextEncoder) -> bool:
+    """Whether the ids of a text are those of its lines, one after the other."""
+    whole = tokenizer.encode_batch([first + second for first, second in _PROBES])
+    firsts = tokenizer.encode_batch([first for first, _ in _PROBES])
+    seconds = tokenizer.encode_batch([second for _, second in _PROBES])
+    return whole == [first + second for first, second in zip(firsts, seconds, strict=True)]
 
 
 def _pieces(document: str) -> Iterator[tuple[str, bool]]:

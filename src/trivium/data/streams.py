@@ -74,7 +74,8 @@ class _Unpacked(io.RawIOBase):
         try:
             count = int(self._source.readinto(buffer))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._path}: damaged, or not a {self._compression} file ({error})") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._path}: damaged, or not a {self._compression} file ({reason})") from error
         self._expansion.count(count)
         return count
 

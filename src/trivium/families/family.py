@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trivium.models.config import ModelConfig
+
+# Characters of a file's content repeated in a message.
+SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """A value from a file of unknown origin, fit to be shown: one line, of bounded length, as JSON would write it."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 @dataclass(frozen=True)

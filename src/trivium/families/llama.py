@@ -16,7 +16,7 @@ from typing import Any
 
 from trivium.config import build_settings
 from trivium.errors import UserError
-from trivium.families.family import Family
+from trivium.families.family import Family, shown
 from trivium.models.config import Activation, Bias, ModelConfig
 
 # Their key: (our field, what a config.json without the key means; None: it must be there, or follows from others).
@@ -68,16 +68,16 @@ def read_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """Our config for a config.json of model type llama."""
     architectures = values.get("architectures")
     if architectures not in (None, ["LlamaForCausalLM"]):
-        raise UserError(f"{origin}: architectures is {architectures}: only LlamaForCausalLM is a language model")
+        raise UserError(f"{origin}: architectures is {shown(architectures)}: only LlamaForCausalLM is a language model")
     for key in ("auto_map", "quantization_config"):
         if values.get(key):
             raise UserError(f"{origin}: {key} is set: neither code nor packed weights of a model directory are used")
     activation = _stated(values, "hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(f"{origin}: hidden_act is {activation!r}: known are {', '.join(sorted(ACTIVATIONS))}")
+        raise UserError(f"{origin}: hidden_act is {shown(activation)}: known are {', '.join(sorted(ACTIVATIONS))}")
     biases = (_stated(values, "attention_bias", False), _stated(values, "mlp_bias", False))
     if biases not in BIASES.values():
-        raise UserError(f"{origin}: attention_bias and mlp_bias are {biases[0]!r} and {biases[1]!r}: use true or false")
+        raise UserError(f"{origin}: attention_bias and mlp_bias are {shown(biases)}: use true or false")
     fields = {ours: _stated(values, theirs, default) for theirs, (ours, default) in FIELDS.items()}
     return build_settings(
         ModelConfig,
@@ -106,7 +106,7 @@ def _rope_theta(values: Mapping[str, Any], origin: str) -> Any:
             raise UserError(f"{origin}: {key} must be an object")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{origin}: {key} of type {kind!r}: scaled rotary positions are not supported yet")
+            raise UserError(f"{origin}: {key} of type {shown(kind)}: scaled rotary positions are not supported yet")
         theta = rope.get("rope_theta", theta)
     return theta
 

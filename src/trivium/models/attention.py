@@ -40,8 +40,10 @@ class Cache:
     """How many positions are held."""
     segments: Tensor | None
     """(B, capacity) int32: which segment each held position belongs to (0: padding); None: one segment, no padding."""
-    tip: list[int]
-    """The one number shared by all caches over the same buffers: the `length` of the only one that may be used."""
+    turn: int
+    """Which of all the caches that have shared these buffers this is, counted in the order they were made."""
+    latest: list[int]
+    """One number that those caches share: the `turn` of the only one that may still be used."""
 
     @classmethod
     def empty(
@@ -52,7 +54,7 @@ class Cache:
         keys, values = (
             tuple(torch.empty(shape, device=device, dtype=dtype) for _ in range(config.layers)) for _ in range(2)
         )
-        return cls(keys, values, 0, None, [0])
+        return cls(keys, values, 0, None, 0, [0])
 
     @property
     def batch(self) -> int:
@@ -78,8 +80,7 @@ class Cache:
         if segments is not None:
             last = segments[:, self.length - 1 : self.length] if segments_BT is None else segments_BT
             segments[:, self.length : length] = last
-        grown.tip[0] = length
-        return replace(grown, length=length, segments=segments)
+        return grown._superseded_by(length, segments)
 
     def update(self, layer: int, k_BKTN: Tensor, v_BKTN: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values of the newest T positions; returns those of all positions, (B, K, length, N) each."""
@@ -94,8 +95,7 @@ class Cache:
         self._check_current()
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
-        self.tip[0] = length
-        return replace(self, length=length)
+        return self._superseded_by(length, self.segments if length else None)
 
     def reorder(self, index: Tensor) -> Cache:
         """A copy whose row i is row `index[i]` of this one (beam search, or one prefix for many rows)."""
@@ -105,7 +105,8 @@ class Cache:
             tuple(v.index_select(0, index) for v in self.values),
             self.length,
             None if self.segments is None else self.segments.index_select(0, index),
-            [self.length],
+            0,
+            [0],
         )
 
     def _resized(self, capacity: int) -> Cache:
@@ -119,13 +120,17 @@ class Cache:
         segments = self.segments
         if segments is not None:
             segments = F.pad(segments[:, : self.length], (0, capacity - self.length))
-        self.tip[0] = -1  # the old buffers are given up
-        return Cache(
-            tuple(map(copied, self.keys)), tuple(map(copied, self.values)), self.length, segments, [self.length]
-        )
+        self.latest[0] = -1  # the old buffers are given up
+        keys, values = tuple(map(copied, self.keys)), tuple(map(copied, self.values))
+        return Cache(keys, values, self.length, segments, 0, [0])
+
+    def _superseded_by(self, length: int, segments: Tensor | None) -> Cache:
+        """The next cache over the same buffers."""
+        self.latest[0] = self.turn + 1
+        return replace(self, length=length, segments=segments, turn=self.turn + 1)
 
     def _check_current(self) -> None:
-        if self.tip[0] != self.length:
+        if self.turn != self.latest[0]:
             raise RuntimeError(
                 "this cache was superseded: use the one returned by the last call, or branch with reorder()"
             )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from trivium.models.attention import Attention, Cache, Shared, attention_mask, prefers_blocks
-from trivium.models.config import ModelConfig
+from trivium.models.config import Kind, ModelConfig
 from trivium.models.layers import MLP, build_norm
 from trivium.models.positions import positions_in_segments, rotation, sinusoids
 
@@ -100,13 +100,18 @@ class Decoder(nn.Module):
         with a cache that holds segments, the continuation of each row's last one).
         `positions` (B, T) int64; None: counted from 0 in each segment, and on from what the cache holds.
         """
-        T, past = ids_BT.shape[1], 0
+        T, past = ids_BT.shape[1], 0 if cache is None else cache.length
+        if self.positions is not None and past + T > self.config.max_positions:
+            raise ValueError(
+                f"{past + T} positions, but this model has learned {self.config.max_positions}: shorten the input"
+            )
         if cache is not None:
-            past = cache.length
             cache = cache.extended(T, segments)
             segments = None if cache.segments is None else cache.segments[:, : cache.length]
-        if positions is None:
-            positions = self._positions(ids_BT.device, past, T, segments)
+        if positions is None and segments is not None:
+            positions = positions_in_segments(segments)[:, past:]
+        elif positions is None:
+            positions = torch.arange(past, past + T, device=ids_BT.device)
         x_BTD = self._embedded(ids_BT, positions)
         dtype = _matmul_dtype(x_BTD)
         turn = None
@@ -141,16 +146,6 @@ class Decoder(nn.Module):
             x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
         return x_BTD  # type: ignore[no-any-return]
 
-    def _positions(self, device: torch.device, past: int, tokens: int, segments_BS: Tensor | None) -> Tensor:
-        """(T,) or (B, T) int64: positions of the newest `tokens`, counted from 0 in each segment."""
-        if past + tokens > self.config.max_positions and self.positions is not None:
-            raise ValueError(
-                f"{past + tokens} positions, but this model has learned {self.config.max_positions}: shorten the input"
-            )
-        if segments_BS is not None:
-            return positions_in_segments(segments_BS)[:, past:]
-        return torch.arange(past, past + tokens, device=device)
-
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
     """The type a linear layer computes in when it is given `x`."""
@@ -160,9 +155,13 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+# The model for each kind of stack.
+MODELS: dict[Kind, type[Decoder]] = {"decoder": Decoder}
+
+
 def build_model(config: ModelConfig) -> Decoder:
     """The model a config describes, with torch's default weights: `initialise` it or load weights into it."""
-    return Decoder(config)
+    return MODELS[config.kind](config)
 
 
 def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:

@@ -75,9 +75,13 @@ footer { margin-top: 3rem; padding-top: 0.9rem; border-top: 1px solid var(--rule
   .on-phone { display: block; }
 }
 @media print {
-  body { padding: 0; max-width: none; font-size: 10pt; background: none; }
+  html { font-size: 9.5pt; }
+  body { padding: 0; max-width: none; background: none; }
+  h2 { margin-top: 1.6rem; }
+  .columns { grid-template-columns: 1fr 1fr; gap: 1rem 1.6rem; }
   details::details-content { content-visibility: visible; height: auto; }
   h2, h3 { break-after: avoid; }
   pre { border: 1px solid var(--rule); }
+  details pre { font-size: 0.68rem; }
 }
 """

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from operator import index as as_index
 from pathlib import Path
@@ -27,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer as Core
+from tokenizers import processors
 
 from trivium.errors import UserError
 from trivium.progress import SILENT, Progress
@@ -128,24 +130,25 @@ class Tokenizer:
             max_word_bytes=max_word_bytes,
             progress=progress,
         )
+        # Elsewhere too a text is to begin as it did in training.
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, core.token_to_id(END_OF_TEXT))]
+        )
         return cls(core, bos=END_OF_TEXT, eos=END_OF_TEXT, pad=PAD, chat_template=CHATML)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Open a directory with a tokenizer.json, or that file itself (the files beside it are read as well)."""
         files = directory.read(Path(path))
-        core = _core_from_json(files.core, files.source)
-        try:
+        with _damage_named(files.source):
             return cls(
-                core,
+                Core.from_str(files.core),
                 bos=files.bos,
                 eos=files.eos,
                 pad=files.pad,
                 adds_bos=files.adds_bos,
                 chat_template=files.chat_template,
             )
-        except UserError as error:
-            raise UserError(f"{files.source.parent}: {error}") from error
 
     def save(self, directory_path: str | Path, *, max_length: int | None = None) -> None:
         """Write the files that `transformers` opens into a directory, each whole or not at all.
@@ -323,9 +326,13 @@ def _restore(core_json: str, names: dict[str, Any]) -> Tokenizer:
     return Tokenizer(Core.from_str(core_json), **names)
 
 
-def _core_from_json(text: str, source: Path) -> Core:
+@contextmanager
+def _damage_named(source: Path) -> Iterator[None]:
+    """Whatever goes wrong while a tokenizer is made from `source` becomes a UserError that names it."""
     try:
-        return Core.from_str(text)
+        yield
+    except UserError as error:
+        raise UserError(f"{source.parent}: {error}") from error
     except BaseException as error:
         # A panic of the library (some damaged files cause one) is no Exception, and its class cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -137,10 +137,12 @@ class ChatTemplate:
         """Ids of the conversation and which of them are learned.
 
         Learned are the assistant's answers: all of them, or the last one. A message's own `"train": false` (or true)
-        overrides this. With `add_generation_prompt` the ids are the prompt to generate from.
+        overrides this. With `add_generation_prompt` the ids are the prompt to generate from: nothing in it is learned.
         """
         plain, tools = _plain_messages(messages), _plain_tools(tools)
         flags = _learned_messages(messages, plain, train)
+        if add_generation_prompt:
+            flags = [False] * len(plain)
         text = self._render(plain, add_generation_prompt, tools)
         special, cuts = self._special_spans(text, self._marks(plain, tools, add_generation_prompt, text))
         answers: list[tuple[int, int]] = []

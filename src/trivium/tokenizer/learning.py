@@ -281,13 +281,16 @@ def _pieces_of_bytes(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def _last_cut(block: bytes) -> int:
-    """Where to end a piece of UTF-8: after the last newline, else before a character that the block cuts in two."""
+    """Where to end a piece of UTF-8: after the last newline, else before a character that the block cuts in two.
+
+    Never 0 unless the block is empty, so that whoever cuts goes on.
+    """
     newline = block.rfind(b"\n") + 1
     if newline:
         return newline
     for back in range(1, min(4, len(block)) + 1):
         if block[-back] >= 0xC0:  # the first byte of a character of several bytes
-            return len(block) - back
+            return len(block) - back or len(block)
         if block[-back] < 0x80:
             break
     return len(block)

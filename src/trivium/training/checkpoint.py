@@ -8,17 +8,14 @@ draws are seeded by arithmetic, so neither needs to be stored.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from trivium.checkpoints.store import Checkpoint, CheckpointStore
+from trivium.checkpoints.store import Checkpoint
 from trivium.errors import UserError
-from trivium.progress import SILENT, Progress
 from trivium.training.optimizer import AdamW, copy_by_name
 from trivium.training.precision import LossScale
-from trivium.training.settings import TrainingSettings
 
 
 @dataclass
@@ -41,11 +38,6 @@ class RunState:
     """The last evaluation."""
     evaluation_due: bool = False
     """An evaluation of this step was broken off by a signal and is to be made at the resume."""
-
-
-def open_store(run: Path, settings: TrainingSettings, progress: Progress = SILENT) -> CheckpointStore:
-    """The store of a run directory."""
-    return CheckpointStore(run / "checkpoints", keep=settings.keep_checkpoints, note=progress.note)
 
 
 def run_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, dict[str, Tensor]]:

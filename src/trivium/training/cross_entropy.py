@@ -131,12 +131,12 @@ def _over_chunks(
             part_CD, targets_C = hidden_ND[start : start + chunk], targets_N[start : start + chunk]
             part_CV = torch.mm(part_CD, weight_VD.t(), out=logits_CV[: len(targets_C)])
             for block_SV, targets_S in zip(torch.split(part_CV, block), torch.split(targets_C, block), strict=True):
-                logprobs_SV = _log_softmax(block_SV, scratch_SV)
-                total -= logprobs_SV.gather(1, targets_S[:, None]).sum()
+                loss, probabilities_SV = _softmax(block_SV, targets_S, scratch_SV)
+                total += loss
                 if want_correct:
-                    correct += (logprobs_SV.argmax(-1) == targets_S).sum()
+                    correct += (probabilities_SV.argmax(-1) == targets_S).sum()
                 if want_hidden or want_weight:
-                    _gradient_of_logits(logprobs_SV, targets_S, block_SV)
+                    _gradient_of_logits(probabilities_SV, targets_S, block_SV)
             if grad_hidden_ND is not None:
                 torch.mm(part_CV, weight_VD, out=grad_hidden_ND[start : start + chunk])
             if grad_weight_VD is not None and dtype == sum_dtype:
@@ -146,19 +146,26 @@ def _over_chunks(
     return _Result(total, correct, grad_hidden_ND, grad_weight_VD)
 
 
-def _log_softmax(logits_SV: Tensor, scratch_SV: Tensor | None) -> Tensor:
-    """Log-probabilities, computed in place where the logits are precise enough and in `scratch_SV` otherwise."""
+def _softmax(logits_SV: Tensor, targets_S: Tensor, scratch_SV: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Summed loss and probabilities; these replace the logits where they are precise enough, else lie in `scratch_SV`.
+
+    With m the largest logit and p its probability, logsumexp = m - log p. This costs one exponential per element, the
+    one inside torch's softmax; and p is at least 1/V, so that its logarithm is never far off.
+    """
     if scratch_SV is not None:
         logits_SV = scratch_SV[: logits_SV.shape[0]].copy_(logits_SV)
-    return torch.log_softmax(logits_SV, dim=-1, out=logits_SV)
+    wanted_S = logits_SV.gather(1, targets_S[:, None]).squeeze(1)
+    largest_S = logits_SV.amax(-1)
+    torch.softmax(logits_SV, dim=-1, out=logits_SV)
+    return (largest_S - logits_SV.amax(-1).log() - wanted_S).sum(), logits_SV
 
 
-def _gradient_of_logits(logprobs_SV: Tensor, targets_S: Tensor, out_SV: Tensor) -> None:
-    """softmax - onehot, written to `out_SV` (which may be `logprobs_SV` itself)."""
-    minus_one = logprobs_SV.new_full((len(targets_S), 1), -1.0)
-    logprobs_SV.exp_().scatter_add_(1, targets_S[:, None], minus_one)
-    if out_SV.dtype != logprobs_SV.dtype:
-        out_SV.copy_(logprobs_SV)
+def _gradient_of_logits(probabilities_SV: Tensor, targets_S: Tensor, out_SV: Tensor) -> None:
+    """softmax - onehot, written to `out_SV` (which may be `probabilities_SV` itself)."""
+    minus_one = probabilities_SV.new_full((len(targets_S), 1), -1.0)
+    probabilities_SV.scatter_add_(1, targets_S[:, None], minus_one)
+    if out_SV.dtype != probabilities_SV.dtype:
+        out_SV.copy_(probabilities_SV)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -16,6 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
+
+# This module keeps the group that exists when it is first imported (as a default argument), and torch imports it at
+# the first optimizer step. Imported before there is a group, it keeps none; otherwise gloo's threads would outlive the
+# group and, now and then, crash the process at its exit.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from trivium.errors import UserError
@@ -23,11 +28,6 @@ from trivium.runtime import Runtime
 
 # Gradients are added up in pieces of about this size: large enough for full speed, small beside the gradients.
 BUCKET_BYTES = 32 << 20
-
-
-def local_device(device: str) -> str:
-    """`cuda` becomes this process's own card (`torchrun` says which); everything else stays."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 @contextlib.contextmanager
@@ -39,10 +39,7 @@ def process_group(runtime: Runtime) -> Iterator[None]:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"{' and '.join(missing)} not set: start several processes with torchrun")
-    device = runtime.torch_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if runtime.torch_device().type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=runtime.rank, world_size=runtime.world_size)
     try:
         yield

@@ -58,7 +58,7 @@ class TrainingSettings(Settings):
     """A mean loss or a gradient norm beyond this is treated as if it were infinite."""
     evaluate_every_steps: int = Field(default=0, ge=0)
     """Measure held-out data every so many steps and at the end; 0: at the end only."""
-    save_every_steps: int = Field(default=0, ge=0)
+    save_every_steps: int = Field(default=500, ge=0)
     """Save a checkpoint every so many steps and at the end; 0: at the end only."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of the newest checkpoints are kept."""
