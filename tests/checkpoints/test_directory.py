@@ -63,7 +63,7 @@ def test_transformers_opens_it_with_equal_logits(config: ModelConfig, tokenizer:
     ids = torch.randint(0, 320, (2, 60), generator=torch.Generator().manual_seed(0))
     expected = theirs(input_ids=ids).logits
     assert (model(ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert AutoTokenizer.from_pretrained(tmp_path / "m").encode(TEXT) == tokenizer.encode(TEXT)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").encode(TEXT) == [tokenizer.bos_id, *tokenizer.encode(TEXT)]
     assert theirs.config.eos_token_id == theirs.generation_config.eos_token_id == tokenizer.eos_id
 
 

@@ -173,7 +173,7 @@ def flip_a_bit_of_the_newest(run: Path) -> Path:
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(folder: Path) -> None:
-    run = as_left_at(folder / "calm", folder / "damaged", 40)
+    run = as_left_at(folder / "calm", folder / "bitten", 40)
     damaged = flip_a_bit_of_the_newest(run)
     done = finished(trivium("resume", str(run), "--json"))
     assert done.returncode == 0, done.stderr
@@ -251,7 +251,7 @@ def test_a_disk_that_takes_no_more_costs_nothing_but_time(folder: Path) -> None:
 @pytest.mark.parametrize(("num_bytes", "at"), [(2_000, "recipe.yaml"), (8_000, "tokenizer/tokenizer.json")])
 def test_a_disk_that_takes_nothing_at_all_is_told_in_one_line(folder: Path, num_bytes: int, at: str) -> None:
     run = folder / f"full-at-{num_bytes}"
-    done = finished([*with_disk_full_at(num_bytes), *begin(folder, run.name)[3:]])
+    done = finished([*with_disk_full_at(num_bytes), *begin(folder, run.name, "training.steps=1")[3:]])
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert ours(done.stderr)[0].startswith(f"trivium: {run / at}: File too large; what was saved before stands")
     assert len(ours(done.stderr)) == 1 and "Traceback" not in done.stderr
