@@ -21,6 +21,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # A machine shared with others may be ten times slower than a free one.
 PATIENCE_S = 300.0
+WITH_SMALL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({}, {}))
+from trivium.cli import main
+sys.exit(main())
+"""
 
 
 def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -76,3 +82,8 @@ def as_left_at(run: Path, copy: Path, step: int) -> Path:
     for name in ("summary.json", "report.html"):
         (copy / name).unlink()
     return copy
+
+
+def with_disk_full_at(num_bytes: int) -> list[str]:
+    """`trivium`, where the kernel refuses to let a file grow beyond so many bytes."""
+    return [sys.executable, "-c", WITH_SMALL_DISK.format(num_bytes, num_bytes)]

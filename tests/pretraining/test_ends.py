@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.killing import Attempt
-from pretraining.small_runs import ENVIRONMENT, PATIENCE_S, as_left_at, finished, losses
+from pretraining.small_runs import ENVIRONMENT, PATIENCE_S, as_left_at, finished, losses, with_disk_full_at
 from pretraining.test_run import recipe_for, same_runs, trivium
 from training.small import fails, same_bits
 from trivium.checkpoints import manifest
@@ -28,12 +27,6 @@ from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 
 STEPS = 60
-WITH_SMALL_DISK = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, ({}, {}))
-from trivium.cli import main
-sys.exit(main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +152,21 @@ def test_a_signal_outside_the_training_ends_it_and_costs_nothing(folder: Path, n
     assert_ends_as_the_calm_one(folder, run)
 
 
+@pytest.mark.xfail(reason="what a killed writer left is taken for something of the user's, and stays")
+def test_what_a_kill_left_beside_the_checkpoints_is_no_hindrance_and_is_removed(folder: Path) -> None:
+    """A kill while the recipe is written leaves a directory without one; a kill while the model is saved, a second."""
+    begun = folder / "begun"
+    begun.mkdir()
+    (begun / ".tmp-recipe.yaml-0123abcd").write_text("run: ")
+    pretrain(load_recipe(PretrainRecipe, folder / "recipe.yaml", [f"run={begun}", "training.steps=1"]))
+    run = as_left_at(folder / "calm", folder / "littered", STEPS)
+    (run / ".tmp-model-0123abcd").mkdir()
+    (run / ".tmp-model-0123abcd" / "model.safetensors").write_bytes(bytes(1000))
+    resume(run)
+    assert_ends_as_the_calm_one(folder, run)
+    assert list(begun.glob(".tmp-*")) == []
+
+
 # R4: a damaged checkpoint
 
 
@@ -224,11 +232,6 @@ def test_a_run_that_diverges_ends_with_one_line_and_its_last_good_checkpoint(fol
 
 
 # R5: a full disk
-
-
-def with_disk_full_at(num_bytes: int) -> list[str]:
-    """`trivium`, where the kernel refuses to let a file grow beyond so many bytes."""
-    return [sys.executable, "-c", WITH_SMALL_DISK.format(num_bytes, num_bytes)]
 
 
 def test_a_disk_that_takes_no_more_costs_nothing_but_time(folder: Path) -> None:

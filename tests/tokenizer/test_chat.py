@@ -46,7 +46,26 @@ TOOLS = """{% if tools %}<|im_start|>system
 {{- call.function.arguments | tojson(indent=2) }}</tool_call>{% endfor %}
 {% else %}{{ message.content }}{% endif %}<|im_end|>
 {% endfor %}"""
-TEMPLATES = {"chatml": CHATML, "llama": LLAMA, "inst": INST, "text": TEXT, "think": THINK, "tools": TOOLS}
+# The whole conversation is closed by a token that no answer but the last is followed by.
+CLOSED = """{% for message in messages %}<|head|>{{ message.role }}
+{{ message.content }}<|eot|>
+{% endfor %}{% if add_generation_prompt %}<|head|>assistant
+{% else %}{{ eos_token }}{% endif %}"""
+# Two tokens close an answer.
+DOUBLE = CHATML.replace("{{ message.content }}<|im_end|>", "{{ message.content }}<|eot|><|im_end|>")
+BARE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+ALWAYS = CHATML.replace("if add_generation_prompt", "if true")
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama": LLAMA,
+    "inst": INST,
+    "text": TEXT,
+    "closed": CLOSED,
+    "double": DOUBLE,
+    "bare": BARE,
+    "think": THINK,
+    "tools": TOOLS,
+}
 
 TALK = [
     {"role": "user", "content": "Hi there, what is 12 + 30?"},
@@ -118,6 +137,9 @@ EXPECTED = {
     "llama": ["It is 42.<|eot|>", "Zweiundvierzig 🎉<|eot|>"],
     "inst": [" It is 42.<|endoftext|>", " Zweiundvierzig 🎉<|endoftext|>"],
     "text": [" It is 42.\n", " Zweiundvierzig 🎉\n"],
+    "closed": ["It is 42.<|eot|>", "Zweiundvierzig 🎉<|eot|>"],
+    "double": ["It is 42.<|eot|><|im_end|>", "Zweiundvierzig 🎉<|eot|><|im_end|>"],
+    "bare": ["It is 42.<|endoftext|>", "Zweiundvierzig 🎉<|endoftext|>"],
 }
 
 
@@ -177,17 +199,36 @@ def test_a_template_that_rewrites_earlier_answers(speaker: Tokenizer) -> None:
 
 def test_a_prompt_that_says_more_than_the_answer_repeats(speaker: Tokenizer) -> None:
     template = chat(speaker, OPENED)
-    with pytest.raises(UserError, match="message 2"):
+    with pytest.raises(UserError, match=r"message 2 .* asks for the answer with '<think>\\n'"):
         template.encode(TALK[:2])
     thinking = [TALK[0], {"role": "assistant", "content": "<think>\nhm</think>42"}]
     assert learned_texts(speaker, template.encode(thinking)) == ["hm</think>42<|im_end|>"]
+
+
+def test_a_template_that_always_asks_is_refused(speaker: Tokenizer) -> None:
+    template = chat(speaker, ALWAYS)
+    assert template.render(TALK[:2]) == template.render(TALK[:2], add_generation_prompt=True)
+    with pytest.raises(UserError, match="whether or not it should"):
+        template.encode(TALK[:2])
+    assert template.encode(TALK[:1]).ids, "as a prompt it is good"
+
+
+def test_blank_answers(speaker: Tokenizer) -> None:
+    for text in ("", "\n", "  \n"):
+        talk = [TALK[0], {"role": "assistant", "content": text}]
+        assert learned_texts(speaker, chat(speaker, CHATML).encode(talk)) == [text + "<|im_end|>"]
+        assert learned_texts(speaker, chat(speaker, CLOSED).encode(talk))[0].startswith(text + "<|eot|>")
 
 
 def test_the_end_of_a_turn(speaker: Tokenizer) -> None:
     ends = {name: chat(speaker, source).end_of_turn_id for name, source in TEMPLATES.items()}
     tokens = speaker.special_tokens
     assert ends["chatml"] == ends["think"] == tokens["<|im_end|>"]
-    assert ends["llama"] == tokens["<|eot|>"] and ends["inst"] == tokens["<|endoftext|>"] and ends["text"] is None
+    assert (
+        ends["llama"] == ends["closed"] == tokens["<|eot|>"]
+        and ends["inst"] == tokens["<|endoftext|>"]
+        and ends["text"] is None
+    )
     assert chat(speaker, "{{ raise_exception('never') }}").end_of_turn_id is None
 
 

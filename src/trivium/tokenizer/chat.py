@@ -5,9 +5,10 @@ through this one class, so that the model is asked exactly as it was taught.
 
 **What is learned** is derived by rendering prefixes, never from marks in the template: the text before answer i is
 `render(messages[:i], add_generation_prompt=True)`, the text up to its end `render(messages[:i + 1])`, and both must be
-beginnings of the whole. What lies between is the answer; it is learned up to and including the last special token the
-template wrote in it (the end of the turn) when only white space follows that token, else to its end. A template for
-which this fails (one that rewrites earlier answers, say) is refused with the message that shows it.
+beginnings of the whole (special tokens that a template writes at the very end of a conversation only may be missing).
+What lies between is the answer. It is learned to the end of its turn: special tokens with nothing but white space and
+special tokens after them, the first of these that stand together; without such tokens, all of it. A template for which
+this fails (one that rewrites earlier answers, say) is refused with the message that shows it.
 
 **Ids.** The text is cut where answers begin and end and each piece is encoded alone, in training and in serving alike:
 the ids of a prompt are the first ids of the training row it became (tested).
@@ -29,10 +30,9 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
-from trivium.errors import UserError, nearest
+from trivium.errors import UserError
+from trivium.tokenizer.messages import Message, learned_messages, plain_messages, plain_tools
 from trivium.tokenizer.sandbox import LONGEST_SOURCE, TemplateEnvironment, run_metered
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 CHATML = """\
 {%- for message in messages -%}
@@ -47,8 +47,6 @@ CHATML = """\
 
 _FREE_TEXT = ("content", "text", "reasoning_content", "reasoning", "thinking")
 """Keys whose texts are also marked at their edges."""
-
-Message = Mapping[str, Any]
 
 
 class ChatTokenizer(Protocol):
@@ -110,7 +108,7 @@ class ChatTemplate:
         A message is {"role": one of ROLES, "content": text}; further keys (`tool_calls`, `name`, ...) go to the
         template as they are. Raises UserError naming the message that is wrong (messages are counted from 1).
         """
-        return self._render(_plain_messages(messages), add_generation_prompt, _plain_tools(tools))
+        return self._render(plain_messages(messages), add_generation_prompt, plain_tools(tools))
 
     def _render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Any], place: str = "") -> str:
         return run_metered(
@@ -139,8 +137,8 @@ class ChatTemplate:
         Learned are the assistant's answers: all of them, or the last one. A message's own `"train": false` (or true)
         overrides this. With `add_generation_prompt` the ids are the prompt to generate from: nothing in it is learned.
         """
-        plain, tools = _plain_messages(messages), _plain_tools(tools)
-        flags = _learned_messages(messages, plain, train)
+        plain, tools = plain_messages(messages), plain_tools(tools)
+        flags = learned_messages(messages, plain, train)
         if add_generation_prompt:
             flags = [False] * len(plain)
         text = self._render(plain, add_generation_prompt, tools)
@@ -149,10 +147,12 @@ class ChatTemplate:
         for number, message in enumerate(plain):
             if message["role"] != "assistant":
                 continue
-            span = self._answer(plain, number, text, tools, must_hold=flags[number])
-            if span is None:  # not learned, and the template writes it in its own way: nothing to cut
-                continue
-            start, end = span[0], _end_of_turn(text, span, special)
+            try:
+                start, end = self._answer(plain, number, text, tools, special)
+            except UserError:
+                if flags[number]:
+                    raise
+                continue  # not learned, and the template writes it in its own way: nothing to cut
             cuts |= {start, end}
             if flags[number]:
                 answers.append((start, end))
@@ -168,32 +168,50 @@ class ChatTemplate:
         last = [token_id for token_id, is_learned in zip(ids, learned, strict=True) if is_learned][-1]
         return last if last in self._tokenizer.special_tokens.values() else None
 
+    @cached_property
+    def _ignores_the_prompt_flag(self) -> bool:
+        question = [{"role": "user", "content": "a"}]
+        try:
+            return self._render(question, True, ()) == self._render(question, False, ())
+        except UserError:
+            return False
+
     def _answer(
         self,
         messages: Sequence[Message],
         number: int,
         text: str,
         tools: Sequence[Any],
-        must_hold: bool,
-    ) -> tuple[int, int] | None:
-        """Start and end of answer `number` (from 0) in `text`; None when its prefixes are not beginnings of it."""
+        special: Sequence[tuple[int, int]],
+    ) -> tuple[int, int]:
+        """Where answer `number` (from 0) begins and where its turn ends in `text`; UserError when that is unknown."""
         place = f" up to message {number + 1}"
-        try:
-            before = self._render(messages[:number], True, tools, place)
-            through = self._render(messages[: number + 1], False, tools, place)
-        except UserError:
-            if must_hold:
-                raise
-            return None
-        if text.startswith(before) and text.startswith(through) and len(before) <= len(through):
-            return len(before), len(through)
-        if must_hold:
-            what = "the prompt before" if not text.startswith(before) else "the conversation up to"
+        before = self._render(messages[:number], True, tools, place)
+        through = self._render(messages[: number + 1], False, tools, place)
+        refusal = f"message {number + 1} (assistant) cannot be learned: the chat template "
+        start = len(before)
+        if not text.startswith(before):
+            odd = before[_shared(before, text) :][:40]
             raise UserError(
-                f"message {number + 1} (assistant) cannot be learned: the chat template writes {what} it differently "
-                'once more follows. Set "train": false on it, learn the last answer only, or use another template'
+                f"{refusal}asks for the answer with {odd!r}, but does not write it so: begin the answer with that, "
+                'set "train": false on it, learn the last answer only, or use another template'
             )
-        return None
+        shared = _shared(through, text)
+        inside = [(a, b) for a, b in special if start <= a and b <= shared]
+        if shared < len(through):  # fine if only closing tokens of the conversation are missing
+            shared = inside[-1][1] if inside else start
+            if shared == start or self._special.sub("", through[shared:]).strip():
+                raise UserError(
+                    f'{refusal}writes it differently once more messages follow: set "train": false on it, learn the '
+                    "last answer only, or use another template"
+                )
+        if self._ignores_the_prompt_flag and len(inside) > 1 and before.endswith(text[inside[-2][0] : shared]):
+            raise UserError(
+                f"{refusal}asks for the next answer whether or not it should (add_generation_prompt), so that the end "
+                "of an answer cannot be told: use another template"
+            )
+        is_blank = not (messages[number].get("content") or "").strip()
+        return start, _end_of_turn(text, shared, inside, is_blank)
 
     def _encode_pieces(self, text: str, cuts: set[int], answers: Sequence[tuple[int, int]]) -> ChatIds:
         ids: list[int] = []
@@ -273,69 +291,33 @@ class ChatTemplate:
         return spans, cuts
 
 
-def _end_of_turn(text: str, span: tuple[int, int], special: Sequence[tuple[int, int]]) -> int:
-    """Where learning ends inside an answer: after the template's last special token, if only white space follows."""
-    inside = [end for start, end in special if span[0] <= start and end <= span[1]]
-    return inside[-1] if inside and not text[inside[-1] : span[1]].strip() else span[1]
+def _end_of_turn(text: str, end: int, inside: Sequence[tuple[int, int]], is_blank: bool) -> int:
+    """Where learning ends in an answer that ends at `end` and holds the template's special tokens `inside`."""
+    closing: list[tuple[int, int]] = []  # those with nothing but white space and special tokens after them
+    border = end
+    for start, stop in reversed(inside):
+        if text[stop:border].strip():
+            break
+        closing.insert(0, (start, stop))
+        border = start
+    if not closing:
+        return end
+    if is_blank:  # then what comes before a blank answer would seem to close it
+        return closing[-1][1]
+    first = closing[0]
+    for following in closing[1:]:
+        if following[0] != first[1]:
+            break
+        first = following
+    return first[1]
 
 
-def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Checked messages without `train` and without keys that hold None, made of plain JSON values only."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise UserError(f"messages must be a list, not {type(messages).__name__}")
-    if not messages:
-        raise UserError("messages is empty: a conversation needs at least one message")
-    return [_plain_message(message, number) for number, message in enumerate(messages, 1)]
-
-
-def _plain_message(message: Message, number: int) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise UserError(f'message {number} must be {{"role", "content"}}, not {type(message).__name__}')
-    role = message.get("role")
-    if role not in ROLES:
-        guess = nearest(role, ROLES) if isinstance(role, str) else None
-        cure = f"did you mean {guess!r}?" if guess else f"roles are {', '.join(ROLES)}"
-        raise UserError(f"message {number} has role {role!r}: {cure}")
-    content = message.get("content")
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        found = "no content" if content is None else f"content of type {type(content).__name__}"
-        raise UserError(f"message {number} ({role}) has {found}: content must be text")
-    kept = {key: value for key, value in message.items() if key != "train" and value is not None}
-    return {str(key): _plain_value(value, f"message {number}: {key}") for key, value in kept.items()}
-
-
-def _plain_value(value: Any, where: str) -> Any:
-    """A copy made of JSON's own types: a template is never given an object with methods of its own."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain_value(item, where) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_value(item, where) for item in value]
-    raise UserError(f"{where} holds a {type(value).__name__}: messages are made of text, numbers, lists and objects")
-
-
-def _plain_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Any]:
-    if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(t, Mapping) for t in tools)):
-        raise UserError("tools must be a list of objects (JSON schemas of functions)")
-    return [_plain_value(tool, f"tool {number}") for number, tool in enumerate(tools or (), 1)]
-
-
-def _learned_messages(messages: Sequence[Message], plain: Sequence[Message], train: str) -> list[bool]:
-    """For each message, whether it is learned."""
-    if train not in ("all", "last"):
-        raise UserError(f"train={train!r} must be 'all' or 'last'")
-    answers = [number for number, message in enumerate(plain) if message["role"] == "assistant"]
-    chosen = set(answers if train == "all" else answers[-1:])
-    flags = []
-    for number, message in enumerate(messages):
-        flag = message.get("train")
-        if flag is not None and not isinstance(flag, bool):
-            raise UserError(f'message {number + 1}: "train" must be true or false, not {flag!r}')
-        if flag and number not in answers:
-            raise UserError(f'message {number + 1}: "train" is true, but only messages of the assistant are learned')
-        flags.append(number in chosen if flag is None else flag)
-    return flags
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginnings."""
+    if other.startswith(one):
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _unused_character(text: str) -> str:

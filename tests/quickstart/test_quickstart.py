@@ -1,0 +1,190 @@
+"""`trivium quickstart`: the whole of it as a newcomer meets it, then its stages on a small text."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretraining.small_runs import finished
+from pretraining.test_run import MODULES
+from trivium.checkpoints.store import CheckpointStore
+from trivium.config import load_recipe
+from trivium.data.corpus import standard_library_root
+from trivium.data.settings import DataSettings
+from trivium.errors import UserError
+from trivium.pretraining.recipe import PretrainRecipe
+from trivium.progress import SILENT
+from trivium.quickstart import run as module
+from trivium.quickstart.run import MIN_STEPS, PROMPTS, Quickstart, choose_size, learn_tokenizer, quickstart
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+# As a newcomer meets it: real processes, the real text
+
+
+def command(folder: Path, minutes: str) -> subprocess.CompletedProcess[str]:
+    """`trivium quickstart`, with the cache of tokenized text in `folder`."""
+    words = ["quickstart", "--minutes", minutes, "--out", str(folder / "quickstart"), "--json"]
+    return finished(["env", f"XDG_CACHE_HOME={folder / 'cache'}", sys.executable, "-m", "trivium", *words])
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Where the half-minute quickstart was run, and the JSON it printed."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    done = command(folder, "0.5")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return folder, json.loads(line)
+
+
+def test_it_leaves_a_measured_model_and_a_report(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = newcomer
+    out = folder / "quickstart"
+    assert summary["run"] == str(out / "pretrain") and summary["model"] == str(out / "pretrain" / "model")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        assert (Path(summary["model"]) / name).is_file(), name
+    assert Path(summary["report"]).read_text().startswith("<!DOCTYPE html>")
+    assert summary["steps"] >= MIN_STEPS and 0 < summary["seconds"] < 600
+    assert 0 < summary["held_out"]["bits_per_byte"] < 4 and summary["held_out"]["num_bytes"] > 100_000
+    assert set(summary["baselines"]) == {"unigram_bits_per_byte", "xz_bits_per_byte"}
+    assert [sample["prompt"] for sample in summary["samples"]] == PROMPTS
+    assert all(sample["text"] for sample in summary["samples"])
+    assert {"text", "tokenizer", "model", "training", "memory", "held-out text", "time"} <= set(summary["table"])
+
+
+def test_the_commands_it_proposes_work(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    _, summary = newcomer
+    generate, metric, longer = (shlex.split(proposed) for proposed in summary["next"])
+    for words, key in ((generate, "text"), (metric, "bits_per_byte")):
+        assert words[0] == "trivium"
+        done = finished([sys.executable, "-m", *words, "--json"], cwd=REPOSITORY)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[key]
+    assert longer[:2] == ["trivium", "pretrain"]
+    recipe = load_recipe(PretrainRecipe, Path(longer[2]), longer[3:])
+    assert recipe.training.steps == 4 * summary["steps"] and recipe.run != summary["run"]
+
+
+def test_given_again_it_finds_all_done(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = newcomer
+    weights = (Path(summary["model"]) / "model.safetensors").read_bytes()
+    done = command(folder, "0.5")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert (Path(again["model"]) / "model.safetensors").read_bytes() == weights
+    same = ("run", "steps", "final_loss", "held_out", "baselines", "samples", "next")
+    assert {key: again[key] for key in same} == {key: summary[key] for key in same}
+
+
+def test_other_orders_for_the_same_place_are_refused(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = newcomer
+    done = command(folder, "0.75")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("trivium: ") and "'minutes': 0.5}, not {" in line and "another --out" in line
+
+
+# Its stages, on a small text
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A quickstart of a second or two: eight modules instead of the whole library."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in MODULES:
+        shutil.copy(standard_library_root() / name, texts / name)
+    data = DataSettings(
+        train=str(texts),  # type: ignore[arg-type]
+        held_out_by="tail",
+        held_out_fraction=0.1,
+        sequence_length=32,
+        rows_per_step=4,
+        rows_per_micro_batch=2,
+        evaluation_rows=4,
+        cache_directory=str(tmp_path / "cache"),
+    )
+    monkeypatch.setattr(module, "DATA", data)
+    monkeypatch.setattr(module, "VOCABULARY", 512)
+    monkeypatch.setattr(module, "PROMPTS", ["import "])
+    return tmp_path
+
+
+def state_of(folder: Path, minutes: float) -> Quickstart:
+    return Quickstart(folder / "out", minutes, SILENT, time.perf_counter())
+
+
+def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time_steps", lambda *given: 0.5)
+    planned = {}
+    for minutes in (0.2, 2.0, 20.0):
+        state = state_of(small, minutes)
+        choose_size(state)
+        assert state.recipe is not None
+        planned[minutes] = 0.5 * state.recipe.training.steps
+        evaluations = state.recipe.training.steps // state.recipe.training.evaluate_every_steps
+        if state.recipe.training.steps > MIN_STEPS:
+            assert 0.6 * 60 * minutes < planned[minutes] < 60 * minutes - 12
+        assert 8 <= evaluations <= 10
+    assert planned[0.2] == MIN_STEPS * 0.5 and planned[0.2] < planned[2.0] < planned[20.0] / 8
+
+
+def test_what_the_first_stages_learned_is_not_learned_again(small: Path) -> None:
+    state = state_of(small, 0.2)
+    learn_tokenizer(state)
+    path = state.out / "tokenizer" / "tokenizer.json"
+    written = path.stat().st_mtime_ns
+    assert state.table["tokenizer"].startswith("512 entries, ") and state.table["text"].startswith("8 modules")
+    learn_tokenizer(state)
+    assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.xfail(reason="paths are not quoted, and README.md is taken to lie where the command is given")
+def test_the_commands_it_proposes_work_from_any_folder_in_a_shell(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = quickstart(small / "a folder", minutes=0.2)
+    monkeypatch.chdir("/")
+    generate, metric, longer = (shlex.split(proposed) for proposed in summary["next"])
+    assert generate[2] == metric[3] == summary["model"]
+    assert Path(metric[5]).is_file() and Path(longer[2]).is_file()
+
+
+def test_broken_off_it_goes_on_and_ends_the_same(small: Path) -> None:
+    whole = quickstart(small / "whole", minutes=0.2)
+    assert whole["steps"] == MIN_STEPS and len(whole["samples"]) == 1
+    broken = small / "broken"
+    shutil.copytree(small / "whole", broken)
+    recipe = (broken / "pretrain" / "recipe.yaml").read_text()
+    (broken / "pretrain" / "recipe.yaml").write_text(recipe.replace(str(small / "whole"), str(broken)))
+    run = broken / "pretrain"
+    for step in CheckpointStore(run / "checkpoints").steps()[1:]:
+        shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    shutil.rmtree(run / "model")
+    (run / "summary.json").unlink()
+    again = quickstart(broken, minutes=0.2)
+    for key in ("steps", "final_loss", "held_out", "baselines", "samples"):
+        assert again[key] == whole[key], key
+    models = [path / "pretrain" / "model" / "model.safetensors" for path in (small / "whole", broken)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_what_it_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--family encoder: only decoder"):
+        quickstart(tmp_path / "out", family="encoder")
+    for minutes in (0.1, float("nan"), -5.0, 1e6):
+        with pytest.raises(UserError, match=r"give between 0\.2 minutes and a week"):
+            quickstart(tmp_path / "out", minutes=minutes)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no quickstart"):
+        quickstart(tmp_path, minutes=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
