@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from trivium.training.memory import peak_bytes
 
 Step = Callable[[], float]
 """Takes one optimizer step and returns its loss, nats per token."""
@@ -205,11 +206,6 @@ def peer_step(job: Job) -> tuple[nn.Module, Step]:
     return model, step
 
 
-def peak_bytes() -> int:
-    """The most this process has ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def serve(job: Job) -> None:
     """Build the contender, then obey stdin."""
     # Whatever a library prints goes to stderr; the answers have stdout to themselves.
@@ -224,7 +220,7 @@ def serve(job: Job) -> None:
     answer(parameters=sum(parameter.numel() for parameter in model.parameters()), threads=torch.get_num_threads())
     for command in sys.stdin:
         if command.strip() == "quit":
-            answer(peak_bytes=peak_bytes())
+            answer(peak_bytes=peak_bytes(torch.device("cpu")))
             return
         began = time.perf_counter()
         loss = float("nan")

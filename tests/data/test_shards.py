@@ -245,17 +245,19 @@ def test_a_killed_builder_leaves_nothing_that_is_used(tmp_path: Path) -> None:
 
 
 MEMORY_PROGRAM = """
-import resource, sys
+import sys
 from pathlib import Path
+import torch
 from data.samples import ByteTokenizer
 from trivium.data.shards import build_shards
+from trivium.training.memory import peak_bytes
 
 def documents(count):
     for number in range(count):
         yield f"{number} " + "all work and no play\\n" * 5000
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes(torch.device("cpu"))
 
 build_shards(documents(20), ByteTokenizer(), Path(sys.argv[1], "w"), made_from={})
 before = peak()

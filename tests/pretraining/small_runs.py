@@ -16,7 +16,7 @@ import psutil
 from trivium.checkpoints.store import CheckpointStore
 from trivium.training.log import read_log
 
-# One compute thread; and what a machine without network or a second copy of the library needs nothing of.
+# One compute thread, as the processes of the suite share their cores.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # A machine shared with others may be ten times slower than a free one.

@@ -25,6 +25,17 @@ class TokenizerSettings(Settings):
     """How many entries to learn, special tokens included; the smallest size learns no merges: one token a byte."""
 
 
+class Reference(Settings):
+    """A published figure that the report shows beside the run's own."""
+
+    name: str = Field(min_length=1)
+    """Whose figure it is."""
+    value: float
+    """The figure."""
+    unit: str = Field(min_length=1)
+    """What it counts, such as `nats per character`."""
+
+
 class PretrainRecipe(Settings):
     """A model learned from raw text."""
 
@@ -50,6 +61,8 @@ class PretrainRecipe(Settings):
     """Prompts continued by the finished model and shown in the report."""
     sample_tokens: int = Field(default=96, ge=1)
     """Tokens generated for each sample prompt."""
+    reference: Reference | None = None
+    """A published figure to show beside the run's own; null shows none."""
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,7 @@ from trivium.machine import describe_machine, peak_product_flops
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.transformer import Decoder, build_model, initialise
-from trivium.planner.memory import MemoryPlan, estimate
+from trivium.planner.memory import FRAMEWORK_BYTES, MemoryPlan, estimate
 from trivium.pretraining.causal import CausalObjective
 from trivium.pretraining.measure import data_facts, draw_samples, held_out_measure, model_facts
 from trivium.pretraining.recipe import PretrainRecipe
@@ -41,6 +41,8 @@ from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.distributed import Peers, process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.loop import Evaluate, TrainResult, train
+from trivium.training.memory import current_bytes
+from trivium.training.signals import Interrupted
 from trivium.training.trackers import open_trackers
 
 RECIPE = "recipe.yaml"
@@ -93,7 +95,17 @@ class _Run:
             if self.runtime.is_main:
                 claim(self.directory, self.recipe)
                 held.enter_context(sole_writer(self.directory))
-            return self._execute()
+            if self.recipe.data.rows_per_step < self.runtime.world_size:
+                raise UserError(
+                    f"data.rows_per_step is {self.recipe.data.rows_per_step}, less than one row for each of the "
+                    f"{self.runtime.world_size} processes: raise it, or start fewer"
+                )
+            try:
+                return self._execute()
+            except (UserError, Interrupted) as error:
+                if self.runtime.is_main:
+                    self._tell_the_end("failed" if isinstance(error, UserError) else "stopped", str(error))
+                raise
 
     def _execute(self) -> dict[str, Any]:
         tokenizer = self._tokenizer()
@@ -104,7 +116,7 @@ class _Run:
                 f"model.vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries; "
                 f"set model.vocab_size={tokenizer.vocab_size} or leave it out"
             )
-        plan = planned_memory(self.recipe)
+        plan = planned_memory(self.recipe, current_bytes(self.runtime.torch_device()))
         self._introduce(config, prepared, plan)
         model = build_model(config)
         initialise(model, config, self.recipe.seed)
@@ -175,6 +187,11 @@ class _Run:
 
         return measure
 
+    def _tell_the_end(self, status: str, error: str) -> None:
+        """Write down why the run ended before its time, for the report and for whoever looks."""
+        write_summary(self.directory / SUMMARY, {"run": str(self.directory), "status": status, "error": error})
+        write_report(self.directory)
+
     def _finish(
         self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
     ) -> dict[str, Any]:
@@ -204,6 +221,8 @@ class _Run:
                 "seconds": time.perf_counter() - self.began,
                 "report": str(self.directory / "report.html"),
             }
+            if (theirs := recipe.reference) is not None:
+                summary["reference"] = {"name": theirs.name, "value": theirs.value, "unit": theirs.unit}
             write_summary(self.directory / SUMMARY, summary)
             write_report(self.directory)
             self.progress.note(f"report: {summary['report']}")
@@ -239,8 +258,8 @@ def sole_writer(directory: Path) -> Iterator[None]:
         yield
 
 
-def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
-    """What the recipe's training step will need."""
+def planned_memory(recipe: PretrainRecipe, held_bytes: int) -> MemoryPlan:
+    """What the recipe's training step will need; `held_bytes`: what the process holds already, data prepared."""
     return estimate(
         recipe.model,
         rows_per_micro_batch=min(recipe.data.rows_per_micro_batch, recipe.data.rows_per_step),
@@ -249,6 +268,7 @@ def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
         packed_documents=True,
+        framework_bytes=max(FRAMEWORK_BYTES, held_bytes),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -20,9 +22,17 @@ def current_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that was ever in use: of the card on CUDA, of the process (since its start) otherwise."""
+    """The most memory that was ever in use: of the card on CUDA, of the process (since its start) otherwise.
+
+    Linux is asked for the high-water mark of this program alone: `ru_maxrss` there begins with that of the process
+    which started it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
 
 
