@@ -40,8 +40,15 @@ VERBS: dict[str, Verb] = {
 }
 
 
+# Turns of a waiting loop (some microseconds) after which a compute thread sleeps.
+SPIN_COUNT = "1000"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    # Compute threads that wait by spinning take the cores from whatever else runs here, and each step then takes many
+    # times as long; told to spin briefly they sleep instead. Read when torch is loaded, hence set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -30,7 +30,7 @@ from trivium.machine import describe_machine, peak_product_flops
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.transformer import Decoder, build_model, initialise
-from trivium.planner.memory import FRAMEWORK_BYTES, MemoryPlan, estimate
+from trivium.planner.memory import MemoryPlan, estimate
 from trivium.pretraining.causal import CausalObjective
 from trivium.pretraining.measure import data_facts, draw_samples, held_out_measure, model_facts
 from trivium.pretraining.recipe import PretrainRecipe
@@ -41,7 +41,7 @@ from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.distributed import Peers, process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.loop import Evaluate, TrainResult, train
-from trivium.training.memory import current_bytes
+from trivium.training.memory import peak_bytes
 from trivium.training.signals import Interrupted
 from trivium.training.trackers import open_trackers
 
@@ -88,6 +88,7 @@ class _Run:
         self.directory = Path(recipe.run)
         self.peers = Peers(runtime)
         self.began = time.perf_counter()
+        self.planned_peak_bytes = 0
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -116,8 +117,10 @@ class _Run:
                 f"model.vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries; "
                 f"set model.vocab_size={tokenizer.vocab_size} or leave it out"
             )
-        plan = planned_memory(self.recipe, current_bytes(self.runtime.torch_device()))
-        self._introduce(config, prepared, plan)
+        plan = planned_memory(self.recipe)
+        # Preparing the text may have needed more than training will.
+        self.planned_peak_bytes = max(plan.peak_bytes, peak_bytes(self.runtime.torch_device()))
+        self._introduce(config, prepared)
         model = build_model(config)
         initialise(model, config, self.recipe.seed)
         result = self._train(model, config, prepared)
@@ -136,7 +139,7 @@ class _Run:
         self.peers.barrier()
         return Tokenizer.load(own)
 
-    def _introduce(self, config: ModelConfig, prepared: Prepared, plan: MemoryPlan) -> None:
+    def _introduce(self, config: ModelConfig, prepared: Prepared) -> None:
         """Say what is going to happen before it does."""
         tokens = sum(shards.num_tokens for shards, _ in prepared.train)
         data, training = self.recipe.data, self.recipe.training
@@ -144,7 +147,7 @@ class _Run:
         self.progress.note(
             f"{short_number(num_parameters(config))} parameters; {training.steps} steps of "
             f"{short_number(data.rows_per_step * data.sequence_length)} tokens, {planned / tokens:.2f} times through "
-            f"{short_number(tokens)} tokens; planned memory {short_number(plan.peak_bytes)}B"
+            f"{short_number(tokens)} tokens; planned memory {short_number(self.planned_peak_bytes)}B"
         )
 
     def _train(self, model: Decoder, config: ModelConfig, prepared: Prepared) -> TrainResult:
@@ -206,7 +209,7 @@ class _Run:
             "tokens": result.tokens,
             "tokens_per_second": result.tokens_per_second,
             "peak_bytes": result.peak_bytes,
-            "planned_peak_bytes": plan.peak_bytes,
+            "planned_peak_bytes": self.planned_peak_bytes,
         }
         if self.runtime.is_main:
             save_model_directory(self.directory / MODEL, model, recipe.model, tokenizer)
@@ -258,8 +261,8 @@ def sole_writer(directory: Path) -> Iterator[None]:
         yield
 
 
-def planned_memory(recipe: PretrainRecipe, held_bytes: int) -> MemoryPlan:
-    """What the recipe's training step will need; `held_bytes`: what the process holds already, data prepared."""
+def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
+    """What the recipe's training step will need."""
     return estimate(
         recipe.model,
         rows_per_micro_batch=min(recipe.data.rows_per_micro_batch, recipe.data.rows_per_step),
@@ -268,7 +271,6 @@ def planned_memory(recipe: PretrainRecipe, held_bytes: int) -> MemoryPlan:
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
         packed_documents=True,
-        framework_bytes=max(FRAMEWORK_BYTES, held_bytes),
     )
 
 
