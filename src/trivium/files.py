@@ -80,10 +80,23 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             sync_descriptor(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_directory(path.parent)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Delete what killed writers left in `directory` itself; for the one process that may write there."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_vacant(directory: Path) -> bool:
+    """Whether nothing is there, or nothing but what a killed writer left."""
+    return not directory.is_dir() or all(path.name.startswith(TEMPORARY_PREFIX) for path in directory.iterdir())
 
 
 @contextlib.contextmanager

@@ -151,7 +151,6 @@ def test_a_signal_to_the_launcher_saves_the_step_and_costs_nothing(
     assert same_runs(folder / "two", run) == []
 
 
-@pytest.mark.xfail(reason="the launcher ends the rank that refuses before it has said why")
 def test_what_one_rank_refuses_is_said_once(folder: Path) -> None:
     done = finished([*on_two_ranks(folder, "one"), f"training.steps={STEPS + 1}"])
     assert done.returncode != 0 and done.stdout == ""
@@ -160,7 +159,6 @@ def test_what_one_rank_refuses_is_said_once(folder: Path) -> None:
     assert "[rank1]: Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(reason="the launcher ends the rank that cannot save before it has said why")
 def test_what_one_rank_cannot_save_is_said_once(folder: Path) -> None:
     run = as_left_at(folder / "one", folder / "full", 20)
     done = finished([*TWO_RANKS, "--no-python", *with_disk_full_at(4 << 20), "resume", str(run)])

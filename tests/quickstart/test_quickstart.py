@@ -149,7 +149,6 @@ def test_what_the_first_stages_learned_is_not_learned_again(small: Path) -> None
     assert path.stat().st_mtime_ns == written
 
 
-@pytest.mark.xfail(reason="paths are not quoted, and README.md is taken to lie where the command is given")
 def test_the_commands_it_proposes_work_from_any_folder_in_a_shell(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = quickstart(small / "a folder", minutes=0.2)
     monkeypatch.chdir("/")

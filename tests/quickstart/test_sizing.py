@@ -67,7 +67,6 @@ def test_a_step_is_timed_and_more_rows_take_longer() -> None:
     assert 0 < few < math.inf and many > 4 * few
 
 
-@pytest.mark.xfail(reason="the first step, in which memory is still being got, may stand alone")
 def test_at_least_two_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[float] = []
 

@@ -86,11 +86,14 @@ def save_model_directory(
     with staged_directory(path) as stage:
         _write_json(stage / CONFIG, settings)
         _write_json(stage / GENERATION, {**ids, **_generation_keys(generation or GenerationSettings())})
-        save_file(
-            {family.to_published(name): tensor for name, tensor in state.items()},
-            stage / WEIGHTS,
-            metadata={"format": "pt"},
-        )
+        try:
+            save_file(
+                {family.to_published(name): tensor for name, tensor in state.items()},
+                stage / WEIGHTS,
+                metadata={"format": "pt"},
+            )
+        except SafetensorError as error:
+            raise UserError(f"{path}: the weights could not be written: {error}") from error
         tokenizer.save(stage, max_length=config.max_positions)
         (stage / "README.md").write_text(
             model_card(_title(path), config, family.model_type, dtype, notes), encoding="utf-8"

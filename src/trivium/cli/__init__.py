@@ -8,6 +8,7 @@ with its traceback.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,9 @@ class Verb:
     summary: str
     """What it does, in one line."""
 
+
+# A disk that takes no more (or none at all) is no bug of ours.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 VERBS: dict[str, Verb] = {
     "quickstart": Verb("Start", "From nothing to a trained, measured language model in minutes"),
@@ -68,6 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror}; what was saved before stands: make room and give the command again")
+        return 2
     return status
 
 

@@ -25,7 +25,7 @@ from trivium.config import build_settings, dump_recipe, load_recipe
 from trivium.data.prepare import Prepared, prepare, training_texts
 from trivium.data.sources import EvaluationRows, evaluation_rows, training_source
 from trivium.errors import UserError
-from trivium.files import write_atomically
+from trivium.files import is_vacant, remove_unfinished, write_atomically
 from trivium.machine import describe_machine, peak_product_flops
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
@@ -93,9 +93,11 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
         with contextlib.ExitStack() as held:
-            if self.runtime.is_main:
-                claim(self.directory, self.recipe)
-                held.enter_context(sole_writer(self.directory))
+            with self.peers.together():
+                if self.runtime.is_main:
+                    claim(self.directory, self.recipe)
+                    held.enter_context(sole_writer(self.directory))
+                    remove_unfinished(self.directory)
             if self.recipe.data.rows_per_step < self.runtime.world_size:
                 raise UserError(
                     f"data.rows_per_step is {self.recipe.data.rows_per_step}, less than one row for each of the "
@@ -109,8 +111,12 @@ class _Run:
                 raise
 
     def _execute(self) -> dict[str, Any]:
-        tokenizer = self._tokenizer()
-        prepared = prepare(self.recipe.data, tokenizer, progress=self.progress)
+        with self.peers.together():
+            if self.runtime.is_main:
+                self._learn_tokenizer()
+        with self.peers.together():
+            tokenizer = Tokenizer.load(self.recipe.tokenizer.path or self.directory / TOKENIZER)
+            prepared = prepare(self.recipe.data, tokenizer, progress=self.progress)
         config = self.recipe.model
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
@@ -126,18 +132,13 @@ class _Run:
         result = self._train(model, config, prepared)
         return self._finish(model, tokenizer, prepared, plan, result)
 
-    def _tokenizer(self) -> Tokenizer:
-        """The recipe's tokenizer; a new one is learned by the main process, and kept in the run."""
+    def _learn_tokenizer(self) -> None:
+        """Learn a tokenizer and keep it in the run, unless it is there already or the recipe names one."""
         own = self.directory / TOKENIZER
-        path = self.recipe.tokenizer.path
-        if path is not None:
-            return Tokenizer.load(path)
-        if self.runtime.is_main and not (own / "tokenizer.json").is_file():
+        if self.recipe.tokenizer.path is None and not (own / "tokenizer.json").is_file():
             texts = training_texts(self.recipe.data)
             size = self.recipe.tokenizer.vocab_size
             Tokenizer.train(texts=texts, vocab_size=size, progress=self.progress).save(own)
-        self.peers.barrier()
-        return Tokenizer.load(own)
 
     def _introduce(self, config: ModelConfig, prepared: Prepared) -> None:
         """Say what is going to happen before it does."""
@@ -192,8 +193,9 @@ class _Run:
 
     def _tell_the_end(self, status: str, error: str) -> None:
         """Write down why the run ended before its time, for the report and for whoever looks."""
-        write_summary(self.directory / SUMMARY, {"run": str(self.directory), "status": status, "error": error})
-        write_report(self.directory)
+        with contextlib.suppress(OSError):  # a full disk may be why; the reason itself is told by the error
+            write_summary(self.directory / SUMMARY, {"run": str(self.directory), "status": status, "error": error})
+            write_report(self.directory)
 
     def _finish(
         self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
@@ -211,25 +213,25 @@ class _Run:
             "peak_bytes": result.peak_bytes,
             "planned_peak_bytes": self.planned_peak_bytes,
         }
-        if self.runtime.is_main:
-            save_model_directory(self.directory / MODEL, model, recipe.model, tokenizer)
-            self.progress.note(f"model saved in {self.directory / MODEL}")
-            summary |= {
-                "plan": plan.to_dict(),
-                "model_facts": model_facts(recipe.model),
-                "data_facts": data_facts(recipe.data, prepared),
-                **held_out_measure(model, tokenizer, recipe.data, self.progress),
-                "samples": draw_samples(model, tokenizer, recipe, self.progress),
-                "machine": describe_machine(),
-                "seconds": time.perf_counter() - self.began,
-                "report": str(self.directory / "report.html"),
-            }
-            if (theirs := recipe.reference) is not None:
-                summary["reference"] = {"name": theirs.name, "value": theirs.value, "unit": theirs.unit}
-            write_summary(self.directory / SUMMARY, summary)
-            write_report(self.directory)
-            self.progress.note(f"report: {summary['report']}")
-        self.peers.barrier()
+        with self.peers.together():
+            if self.runtime.is_main:
+                save_model_directory(self.directory / MODEL, model, recipe.model, tokenizer)
+                self.progress.note(f"model saved in {self.directory / MODEL}")
+                summary |= {
+                    "plan": plan.to_dict(),
+                    "model_facts": model_facts(recipe.model),
+                    "data_facts": data_facts(recipe.data, prepared),
+                    **held_out_measure(model, tokenizer, recipe.data, self.progress),
+                    "samples": draw_samples(model, tokenizer, recipe, self.progress),
+                    "machine": describe_machine(),
+                    "seconds": time.perf_counter() - self.began,
+                    "report": str(self.directory / "report.html"),
+                }
+                if (theirs := recipe.reference) is not None:
+                    summary["reference"] = {"name": theirs.name, "value": theirs.value, "unit": theirs.unit}
+                write_summary(self.directory / SUMMARY, summary)
+                write_report(self.directory)
+                self.progress.note(f"report: {summary['report']}")
         return summary
 
 
@@ -244,7 +246,7 @@ def claim(directory: Path, recipe: PretrainRecipe) -> None:
                 f"{directory} holds a run of another recipe (it differs in: {', '.join(names)}): choose another "
                 f"directory with run=..., or go on with that run by `trivium resume {directory}`"
             )
-    elif directory.is_dir() and any(directory.iterdir()):
+    elif not is_vacant(directory):
         raise UserError(f"{directory} is not empty and holds no run: choose another directory with run=...")
     else:
         write_atomically(saved, dump_recipe(recipe))

@@ -8,6 +8,7 @@ each stage that trains (`pretrain/`).
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from trivium.data.corpus import STANDARD_LIBRARY
 from trivium.data.prepare import prepare, training_texts
 from trivium.data.settings import DataSettings
 from trivium.errors import UserError
-from trivium.files import write_atomically
+from trivium.files import is_vacant, write_atomically
 from trivium.machine import peak_product_flops
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
@@ -180,7 +181,7 @@ def quickstart(
         stage.work(state)
     seconds = time.perf_counter() - state.began
     state.table["time"] = f"{short_time(seconds)} of {short_time(60 * minutes)}"
-    model = state.summary["model"]
+    model, run = (shlex.quote(state.summary[key]) for key in ("model", "run"))
     return {
         **{key: state.summary[key] for key in ("run", "model", "report", "steps", "final_loss")},
         **{key: state.summary[key] for key in ("tokens_per_second", "peak_bytes", "planned_peak_bytes")},
@@ -191,9 +192,8 @@ def quickstart(
         "table": state.table,
         "next": [
             f"trivium generate {model} --prompt 'def main():' --max-new-tokens 80",
-            f"trivium metric perplexity {model} --file README.md",
-            f"trivium pretrain {state.summary['run']}/recipe.yaml run=runs/longer training.steps="
-            f"{4 * state.summary['steps']}",
+            f"trivium metric perplexity {model} --file {model}/README.md",
+            f"trivium pretrain {run}/recipe.yaml run=runs/longer training.steps={4 * state.summary['steps']}",
         ],
     }
 
@@ -207,7 +207,7 @@ def claim(out: Path, orders: dict[str, Any]) -> None:
             raise UserError(
                 f"{out} holds a quickstart with {theirs}, not {orders}: choose another --out, or delete {out}"
             )
-    elif out.is_dir() and any(out.iterdir()):
+    elif not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no quickstart: choose another --out")
     else:
         write_atomically(file, json.dumps(orders) + "\n")

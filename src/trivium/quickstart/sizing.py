@@ -9,7 +9,6 @@ time left decides how many of them there are.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -28,15 +27,6 @@ SHAPES = ((128, 3), (192, 4), (256, 5), (320, 6), (384, 6), (448, 8), (512, 8), 
 TOKENS_PER_PARAMETER = 1.0
 # Share of the machine's best product rate that a training step of such small models usually reaches.
 USUAL_UTILISATION = 0.5
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model and how long it is trained."""
-
-    model: ModelConfig
-    seconds_per_step: float
-    steps: int
 
 
 def shape_for(flops: float, vocab_size: int, sequence_length: int) -> ModelConfig:
@@ -69,8 +59,9 @@ def time_steps(
     segments = torch.ones_like(ids, dtype=torch.int32)
     segments[:, config.max_positions // 2 :] = 2
     batch = Batch(ids, ids, None, segments)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while best == float("inf") or time.perf_counter() + best < end:
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(took) < 2 or time.perf_counter() + min(took) < end:
         began = time.perf_counter()
         for _ in range(-(-rows // micro_rows)):
             with autocast(training.precision, device):
@@ -80,6 +71,5 @@ def time_steps(
         optimizer.drop_gradients()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        elapsed = time.perf_counter() - began
-        best = elapsed if best == float("inf") else min(best, elapsed)
-    return best
+        took.append(time.perf_counter() - began)
+    return min(took)

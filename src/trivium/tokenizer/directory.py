@@ -92,13 +92,14 @@ def write(folder: Path, files: TokenizerFiles, special_tokens: list[str], max_le
         config["add_bos_token"] = files.adds_bos
     if max_length is not None:
         config["model_max_length"] = max_length
-    write_atomically(folder / TOKENIZER, files.core)
     write_atomically(folder / CONFIG, _json(config))
     write_atomically(folder / MAP, _json({**named, "additional_special_tokens": others}))
     if files.chat_template is not None:
         write_atomically(folder / TEMPLATE, files.chat_template)
     else:
         (folder / TEMPLATE).unlink(missing_ok=True)
+    # Last the file by which a tokenizer is known: a kill before it leaves none, not one without its special tokens.
+    write_atomically(folder / TOKENIZER, files.core)
 
 
 def _json(value: Mapping[str, Any]) -> str:

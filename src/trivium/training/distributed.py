@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -28,6 +29,12 @@ from trivium.runtime import Runtime
 
 # Gradients are added up in pieces of about this size: large enough for full speed, small beside the gradients.
 BUCKET_BYTES = 32 << 20
+# So long a rank that ends because of another one waits for that one to end first (torchrun then ends it as well).
+SECONDS_TO_SPEAK = 60.0
+
+
+class EndedElsewhere(SystemExit):
+    """Another rank has failed, and says why: this one ends without a word."""
 
 
 @contextlib.contextmanager
@@ -43,6 +50,10 @@ def process_group(runtime: Runtime) -> Iterator[None]:
     dist.init_process_group(backend, rank=runtime.rank, world_size=runtime.world_size)
     try:
         yield
+    except EndedElsewhere:
+        # torchrun ends all ranks as soon as one has ended: the one that failed must be the first, having said why.
+        time.sleep(SECONDS_TO_SPEAK)
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -84,6 +95,23 @@ class Peers:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.broadcast(tensor, 0)
         return float(tensor)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A part that all ranks leave at the same time; where one fails, the others end too, without a word.
+
+        Only the failing rank knows why and says it. Within, nothing else may be asked of the other ranks.
+        """
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failed = self.largest(0 if failure is None else 1)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise EndedElsewhere(2)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -165,12 +165,13 @@ class Trainer:
     def resume(self) -> int | None:
         """Go on from the newest checkpoint, if there is one; its step."""
         self.peers.barrier()
-        checkpoint = self.store.load_latest() if self.store is not None else None
+        with self.peers.together():
+            checkpoint = self.store.load_latest() if self.store is not None else None
+            if checkpoint is None and self.store is not None and self.runtime.is_main:
+                self.store.require_space(run_tensors(self.model, self.optimizer))
         if checkpoint is not None:
             self.state = restore(checkpoint, self.model, self.optimizer, self.scale)
             self.saved_step = self.state.step
-        elif self.store is not None and self.runtime.is_main:
-            self.store.require_space(run_tensors(self.model, self.optimizer))
         if not self.peers.alone:
             self.peers.check_equal("the model's weights", digest_of_tensors(self.optimizer.parameters))
         return self.saved_step
@@ -250,12 +251,12 @@ class Trainer:
         """Save a checkpoint of this moment, unless it is saved already; ranks go on together."""
         if self.store is None or self.saved_step == self.state.step:
             return
-        if self.runtime.is_main:
-            self.state.log_bytes = self.reporter.sync()
-            state = pack_state(self.state, self.optimizer, self.scale)
-            self.store.save(self.state.step, run_tensors(self.model, self.optimizer), state)
+        with self.peers.together():
+            if self.runtime.is_main:
+                self.state.log_bytes = self.reporter.sync()
+                state = pack_state(self.state, self.optimizer, self.scale)
+                self.store.save(self.state.step, run_tensors(self.model, self.optimizer), state)
         self.saved_step = self.state.step
-        self.peers.barrier()
 
     def _due(self, every: int) -> bool:
         """Whether something done every so many steps (0: only at the end) is due after the step just done."""
