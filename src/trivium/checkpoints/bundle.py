@@ -1,4 +1,4 @@
-"""A model with all that is needed to use it: `load("runs/quickstart/model").generate("Once upon a time").text`."""
+"""A model with all that is needed to use it: `load("runs/quickstart/pretrain/model").generate("def main():").text`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from trivium.generation.settings import GenerationSettings
     from trivium.metrics.perplexity import Perplexity
     from trivium.tokenizer.bpe import Tokenizer
+
+# Our names of the precisions, and torch's.
+PRECISIONS: dict[str, Precision] = {
+    "fp32": "fp32",
+    "float32": "fp32",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp16": "fp16",
+    "float16": "fp16",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Bundle:
 
     def save(self, directory: str | Path, *, dtype: Precision = "fp32") -> None:
         """Write a model directory; see `directory.save_model_directory`."""
-        save_model_directory(directory, self.model, self.config, self.tokenizer, dtype=dtype)
+        save_model_directory(directory, self.model, self.config, self.tokenizer, dtype=dtype, eos_ids=self.eos_ids)
 
     def generate(
         self,
@@ -99,13 +109,23 @@ class Bundle:
         return score_text(self.model, self.tokenizer, text).perplexity()
 
 
-def load(name: str | Path, *, dtype: Precision = "fp32", device: torch.device | str = "cpu") -> Bundle:
+def load(
+    name: str | Path,
+    *,
+    dtype: Precision | torch.dtype | str = "fp32",
+    device: torch.device | str = "cpu",
+    quantize: str | None = None,
+) -> Bundle:
     """Open a model: a model directory, a run directory, or a hub id.
 
-    `dtype` is what its weights are converted to: fp32, bf16 or fp16. Raises UserError that names what is wrong.
+    `dtype` is what its weights are converted to: fp32, bf16 or fp16 (or torch's names of them). `quantize` has its
+    place here but no method yet. Raises UserError that names what is wrong.
     """
-    if dtype not in ("fp32", "bf16", "fp16"):
+    if quantize is not None:
+        raise UserError(f"quantize={quantize!r}: no model can be loaded quantized yet; leave it out")
+    precision = PRECISIONS.get(str(dtype).removeprefix("torch."))
+    if precision is None:
         raise UserError(f"dtype is {dtype!r}: use fp32, bf16 or fp16")
     path = resolve_model(name)
-    model, tokenizer, config = load_model_directory(path, dtype=dtype, device=device)
+    model, tokenizer, config = load_model_directory(path, dtype=precision, device=device)
     return Bundle(model, tokenizer, config, read_eos_ids(path))

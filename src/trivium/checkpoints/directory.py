@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from trivium.checkpoints.model_card import model_card
 from trivium.errors import UserError, nearest
 from trivium.families import FAMILIES, family_for
 from trivium.families.family import Family, shown
-from trivium.files import staged_directory
+from trivium.files import is_vacant, staged_directory
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
 from trivium.models.transformer import Decoder, build_model
@@ -60,21 +60,31 @@ def save_model_directory(
     *,
     dtype: Precision = "fp32",
     generation: GenerationSettings | None = None,
+    eos_ids: Sequence[int] = (),
     notes: str = "",
 ) -> None:
-    """Write `model` as a directory of its published family; an existing directory is replaced in one step.
+    """Write `model` as a directory of its published family; a model that is there already is replaced in one step.
 
-    `dtype` is how weights are stored; `generation` how others generate by default; `notes` (markdown) go into the
-    README. Raises UserError when no published family has models of this shape.
+    `dtype` is how weights are stored; `generation` how others generate by default, and `eos_ids` what ends a text
+    (none: the tokenizer's end-of-text token); `notes` (markdown) go into the README. Raises UserError when no published
+    family has models of this shape, and when `path` holds something else.
     """
     path = Path(path)
+    if (path.exists() and not path.is_dir()) or not (is_vacant(path) or (path / CONFIG).is_file()):
+        raise UserError(f"{path} exists and holds no model, so it is not replaced: choose another directory")
     family = family_for(config)
     state = {name: _stored(tensor, DTYPES[dtype]) for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
         expected = build_model(config).state_dict()
     if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in expected.items()}:
         raise ValueError("the model is not one of its config: merge adapters and take the model out of its wrappers")
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    ids: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    if eos_ids:
+        ids["eos_token_id"] = list(eos_ids) if len(eos_ids) > 1 else eos_ids[0]
     settings = {
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
     found in the local cache (`HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` are honoured). Raises UserError that names what
     exists nearby.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 (leaves the home of an unknown user alone)
     if path.is_dir():
         for candidate in (path, path / "model"):
             if (candidate / "config.json").is_file():

@@ -43,6 +43,8 @@ VERBS: dict[str, Verb] = {
     "report": Verb("Judge", "One self-contained page about a run"),
 }
 
+# Nor is a path that cannot be used.
+PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 # Turns of a waiting loop (some microseconds) after which a compute thread sleeps.
 SPIN_COUNT = "1000"
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Compute threads that wait by spinning take the cores from whatever else runs here, and each step then takes many
     # times as long; told to spin briefly they sleep instead. Read when torch is loaded, hence set before.
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 can be shown
     try:
         status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -73,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in PATH_ERRORS and error.filename:
+            _say(f"{os.fsdecode(error.filename)}: {error.strerror}; give another path, or change what is there")
+            return 2
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -125,6 +132,9 @@ def _run_verb(name: str, arguments: list[str]) -> int:
         explain = getattr(error, "format_message", None)  # typer's own errors, under any of its versions
         if explain is None:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(explain().rstrip() + "\n")
+            return 2
         command = getattr(getattr(error, "ctx", None), "command_path", f"trivium {name}")
         raise UserError(f"{' '.join(explain().split())} (see `{command} --help`)") from None
     if hasattr(module, "after_help") and {"--help", "-h"} & set(arguments):

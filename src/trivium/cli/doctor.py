@@ -65,7 +65,7 @@ def _text(values: dict[str, Any]) -> str:
         ),
         ("disk", f"{values['disk_free_bytes'] / gib:.1f} GiB free here"),
         *(("GPU", f"{g['name']}, {g['memory_bytes'] / gib:.1f} GiB") for g in values["gpus"]),
-        ("precision", f"{values['precision']} is what precision=auto chooses here"),
+        ("precision", f"{values['precision']} is the precision that the quickstart chooses here"),
         ("versions", ", ".join(f"{name} {version}" for name, version in values["versions"].items())),
     ]
     lines = [f"{name:<14}{text}" for name, text in rows]

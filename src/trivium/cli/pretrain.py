@@ -29,8 +29,8 @@ def pretrain(
 
     \b
     Examples:
-      trivium pretrain recipes/shakespeare.yaml
-      trivium pretrain recipes/shakespeare.yaml training.steps=200 run=runs/short
+      trivium pretrain recipes/shakespeare-char.yaml
+      trivium pretrain recipes/shakespeare-char.yaml training.steps=200 run=runs/short
     """
     from trivium.config import load_recipe
     from trivium.pretraining.recipe import PretrainRecipe

@@ -24,7 +24,7 @@ def resume(
 
     \b
     Example:
-      trivium resume runs/shakespeare
+      trivium resume runs/shakespeare-char
     """
     from trivium.pretraining.run import resume as run
 

@@ -80,8 +80,8 @@ def prepare(
         return Prepared(tuple(train), None)
     if not held_out.num_tokens:
         raise UserError(
-            f"no text is held out: a share of {fraction} of so few documents comes to none; set held_out_by=tail, a "
-            "larger held_out_fraction, validation=FILE, or held_out_fraction=0"
+            f"no text is held out: a share of {fraction} of so few documents comes to none; set "
+            "data.held_out_by=tail, a larger data.held_out_fraction, data.validation=FILE, or data.held_out_fraction=0"
         )
     return Prepared(tuple(train), held_out)
 

@@ -97,7 +97,8 @@ def text_of(row: Row, key: str = "text") -> str:
     """The document in a row of any kind that has one (a null is an empty document)."""
     if key not in row.values:
         guess = nearest(key, map(str, row.values))
-        cure = f"did you mean {guess!r}? Set text_key={guess}" if guess else "name the right one with text_key="
+        near = f"did you mean {guess!r}? " if guess else ""
+        cure = f"{near}in a recipe data.text_key names it; elsewhere call it 'text'"
         raise UserError(f"{row.where}: has no {key!r} (its keys: {_listed(row.values)}); {cure}")
     value = row.values[key]
     return "" if value is None else _string(row, key, value)

@@ -133,7 +133,7 @@ def read_document(path: Path) -> str:
             if len(data) > MAX_DOCUMENT_BYTES:
                 raise UserError(
                     f"{path}: longer than {MAX_DOCUMENT_BYTES // _MEGABYTE} MB, the most that is read as one piece; "
-                    "cut it into files, make it .jsonl, or read a .txt with text_layout=line"
+                    "cut it into files, make it .jsonl, or (in a recipe) read a .txt with data.text_layout=line"
                 )
     if data.startswith(_BYTE_ORDER_MARK):
         del data[: len(_BYTE_ORDER_MARK)]

@@ -21,8 +21,9 @@ class TokenizerSettings(Settings):
 
     path: str | None = None
     """A directory or `tokenizer.json` to use as it is; null learns a new tokenizer from the training text."""
-    vocab_size: int = Field(default=8192, ge=257)
-    """How many entries to learn, special tokens included; the smallest size learns no merges: one token a byte."""
+    vocab_size: int = Field(default=8192, ge=260)
+    """How many entries to learn, special tokens included; the smallest size learns no merges: one token a byte. With
+    `path` it is not read: the model then has as many as that tokenizer."""
 
 
 class Reference(Settings):
@@ -72,7 +73,15 @@ class PretrainRecipe(Settings):
         if not isinstance(model, dict):
             return values
         tokenizer, data = values.get("tokenizer"), values.get("data")
-        vocab_size = _stated(tokenizer, "vocab_size", TokenizerSettings.model_fields["vocab_size"].default)
+        path = _stated(tokenizer, "path", None)
+        if path is None:
+            vocab_size = _stated(tokenizer, "vocab_size", TokenizerSettings.model_fields["vocab_size"].default)
+        elif "vocab_size" not in model:
+            from trivium.tokenizer.bpe import Tokenizer  # only where it is needed: `--help` stays quick
+
+            vocab_size = Tokenizer.load(str(path)).vocab_size
+        else:
+            vocab_size = model["vocab_size"]
         length = _stated(data, "sequence_length", DataSettings.model_fields["sequence_length"].default)
         return {**values, "model": {"vocab_size": vocab_size, "max_positions": length, **model}}
 

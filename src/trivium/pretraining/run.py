@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,13 +90,14 @@ class _Run:
         self.peers = Peers(runtime)
         self.began = time.perf_counter()
         self.planned_peak_bytes = 0
+        self.fresh = False
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
         with contextlib.ExitStack() as held:
             with self.peers.together():
                 if self.runtime.is_main:
-                    claim(self.directory, self.recipe)
+                    self.fresh = claim(self.directory, self.recipe)
                     held.enter_context(sole_writer(self.directory))
                     remove_unfinished(self.directory)
             if self.recipe.data.rows_per_step < self.runtime.world_size:
@@ -107,7 +109,7 @@ class _Run:
                 return self._execute()
             except (UserError, Interrupted) as error:
                 if self.runtime.is_main:
-                    self._tell_the_end("failed" if isinstance(error, UserError) else "stopped", str(error))
+                    self._end_early(error)
                 raise
 
     def _execute(self) -> dict[str, Any]:
@@ -191,17 +193,22 @@ class _Run:
 
         return measure
 
-    def _tell_the_end(self, status: str, error: str) -> None:
-        """Write down why the run ended before its time, for the report and for whoever looks."""
+    def _end_early(self, error: UserError | Interrupted) -> None:
+        """Write down why the run ended before its time; leave nothing where it had not begun."""
+        failed = isinstance(error, UserError)
         with contextlib.suppress(OSError):  # a full disk may be why; the reason itself is told by the error
-            write_summary(self.directory / SUMMARY, {"run": str(self.directory), "status": status, "error": error})
-            write_report(self.directory)
+            if self.fresh and failed and not (self.directory / METRICS).exists():
+                shutil.rmtree(self.directory)
+            elif not finished_summary(self.directory):
+                end = {"run": str(self.directory), "status": "failed" if failed else "stopped", "error": str(error)}
+                write_summary(self.directory / SUMMARY, end)
+                write_report(self.directory)
 
     def _finish(
         self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
     ) -> dict[str, Any]:
         """Measure and keep the trained model; the same summary on all ranks."""
-        recipe = self.recipe
+        recipe, earlier = self.recipe, finished_summary(self.directory)
         summary: dict[str, Any] = {
             "run": str(self.directory),
             "model": str(self.directory / MODEL),
@@ -210,8 +217,9 @@ class _Run:
             "final_loss": result.final_loss,
             "tokens": result.tokens,
             "tokens_per_second": result.tokens_per_second,
-            "peak_bytes": result.peak_bytes,
-            "planned_peak_bytes": self.planned_peak_bytes,
+            # Measuring a finished run again says nothing of what training it took.
+            "peak_bytes": earlier.get("peak_bytes") or result.peak_bytes,
+            "planned_peak_bytes": earlier.get("planned_peak_bytes") or self.planned_peak_bytes,
         }
         with self.peers.together():
             if self.runtime.is_main:
@@ -224,7 +232,7 @@ class _Run:
                     **held_out_measure(model, tokenizer, recipe.data, self.progress),
                     "samples": draw_samples(model, tokenizer, recipe, self.progress),
                     "machine": describe_machine(),
-                    "seconds": time.perf_counter() - self.began,
+                    "seconds": earlier.get("seconds") or time.perf_counter() - self.began,
                     "report": str(self.directory / "report.html"),
                 }
                 if (theirs := recipe.reference) is not None:
@@ -235,8 +243,20 @@ class _Run:
         return summary
 
 
-def claim(directory: Path, recipe: PretrainRecipe) -> None:
-    """Make `directory` this recipe's run, or find that it already is. Raises UserError when it is another's."""
+def finished_summary(directory: Path) -> dict[str, Any]:
+    """The summary of a run that has finished; empty when it has not."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        if isinstance(summary, dict) and summary.get("status") == "finished":
+            return summary
+    return {}
+
+
+def claim(directory: Path, recipe: PretrainRecipe) -> bool:
+    """Make `directory` this recipe's run (True), or find that it already is (False).
+
+    Raises UserError when it is another's.
+    """
     saved = directory / RECIPE
     if saved.is_file():
         theirs = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(recipe.run)}"])
@@ -246,10 +266,11 @@ def claim(directory: Path, recipe: PretrainRecipe) -> None:
                 f"{directory} holds a run of another recipe (it differs in: {', '.join(names)}): choose another "
                 f"directory with run=..., or go on with that run by `trivium resume {directory}`"
             )
-    elif not is_vacant(directory):
+        return False
+    if not is_vacant(directory):
         raise UserError(f"{directory} is not empty and holds no run: choose another directory with run=...")
-    else:
-        write_atomically(saved, dump_recipe(recipe))
+    write_atomically(saved, dump_recipe(recipe))
+    return True
 
 
 @contextlib.contextmanager

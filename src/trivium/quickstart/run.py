@@ -202,10 +202,14 @@ def claim(out: Path, orders: dict[str, Any]) -> None:
     """Make `out` this quickstart's directory, or find that it is one with the same orders."""
     file = out / ORDERS
     if file.is_file():
-        theirs = json.loads(file.read_text())
+        try:
+            theirs = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{file} is damaged: delete {out}, or choose another --out") from None
         if theirs != orders:
             raise UserError(
-                f"{out} holds a quickstart with {theirs}, not {orders}: choose another --out, or delete {out}"
+                f"{out} holds a quickstart of {theirs.get('minutes')} minutes, not {orders['minutes']:g}: give the "
+                f"same --minutes to go on with it, choose another --out, or delete {out}"
             )
     elif not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no quickstart: choose another --out")

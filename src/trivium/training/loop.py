@@ -211,7 +211,7 @@ class Trainer:
             rows, positions = batch.ids.shape
             raise UserError(
                 f"out of memory: a micro-batch of {rows} rows of {positions} positions does not fit; lower "
-                "rows_per_micro_batch (the result stays the same) or set training.gradient_checkpointing=true"
+                "data.rows_per_micro_batch (the result stays the same) or set training.gradient_checkpointing=true"
             ) from None
         finally:
             self.optimizer.drop_gradients()
