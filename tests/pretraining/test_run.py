@@ -101,7 +101,7 @@ def test_the_held_out_figure_is_that_of_the_saved_model(finished: tuple[Path, di
     folder, summary = finished
     bundle = load(folder / "one" / "model")
     recipe = recipe_for(folder, "one")
-    from trivium.pretraining.measure import held_out_texts
+    from trivium.data.prepare import held_out_texts
 
     nll = num_bytes = 0.0
     for text in held_out_texts(recipe.data):

@@ -72,12 +72,10 @@ def prepare(
         if not shards.num_tokens:
             raise UserError(f"{source.path}: no text is left to train on")
         train.append((shards, source.weight))
-    if settings.validation is not None:
-        held_out = build(settings.validation, "all", "held-out")
-    elif fraction:
-        held_out = build([source.path for source in settings.train], "held-out", "held-out")
-    else:
+    paths, part = _held_out(settings)
+    if not paths:
         return Prepared(tuple(train), None)
+    held_out = build(paths, part, "held-out")
     if not held_out.num_tokens:
         raise UserError(
             f"no text is held out: a share of {fraction} of so few documents comes to none; set "
@@ -90,6 +88,19 @@ def training_texts(settings: DataSettings) -> Iterator[str]:
     """The documents that are trained on, source after source: what a tokenizer may learn from."""
     part: Part = "train" if settings.resolved_held_out_fraction else "all"
     return texts(settings, [source.path for source in settings.train], part)
+
+
+def held_out_texts(settings: DataSettings) -> Iterator[str]:
+    """The documents that are never trained on, in order; none where nothing is held out."""
+    return texts(settings, *_held_out(settings))
+
+
+def _held_out(settings: DataSettings) -> tuple[Sequence[str], Part]:
+    """The paths of held-out text, and which part of it."""
+    if settings.validation is not None:
+        return settings.validation, "all"
+    fraction = settings.resolved_held_out_fraction
+    return [source.path for source in settings.train] if fraction else [], "held-out"
 
 
 def texts(settings: DataSettings, paths: Sequence[str], part: Part) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from trivium.data.prepare import Prepared, texts
+from trivium.data.prepare import Prepared, held_out_texts
 from trivium.data.settings import DataSettings
 from trivium.generation.generate import generate
 from trivium.generation.scoring import score_documents, sum_scores
@@ -52,21 +52,12 @@ def held_out_measure(model: Decoder, tokenizer: Tokenizer, data: DataSettings, p
     }
 
 
-def held_out_texts(data: DataSettings) -> Iterator[str]:
-    """The documents that are never trained on."""
-    if data.validation is not None:
-        return texts(data, data.validation, "all")
-    if data.resolved_held_out_fraction:
-        return texts(data, [source.path for source in data.train], "held-out")
-    return iter(())
-
-
 def _up_to(documents: Iterator[str], characters: int) -> list[str]:
     """The first documents, ending with the one that reaches `characters`."""
     taken: list[str] = []
     size = 0
     for text in documents:
-        if text:
+        if text and not text.isspace():  # as the shards do
             taken.append(text)
             size += len(text)
         if size >= characters:

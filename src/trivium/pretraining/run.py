@@ -22,7 +22,7 @@ from typing import Any
 
 from trivium.checkpoints.directory import save_model_directory
 from trivium.checkpoints.store import CheckpointStore
-from trivium.config import build_settings, dump_recipe, load_recipe
+from trivium.config import build_settings, dump_recipe, load_recipe, plain
 from trivium.data.prepare import Prepared, prepare, training_texts
 from trivium.data.sources import EvaluationRows, evaluation_rows, training_source
 from trivium.errors import UserError
@@ -39,9 +39,9 @@ from trivium.progress import SILENT, Progress, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
-from trivium.training.distributed import Peers, process_group
+from trivium.training.distributed import EndedElsewhere, Peers, process_group
 from trivium.training.evaluate import evaluate_loss
-from trivium.training.loop import Evaluate, TrainResult, train
+from trivium.training.loop import Evaluate, NonFiniteError, TrainResult, train
 from trivium.training.memory import peak_bytes
 from trivium.training.signals import Interrupted
 from trivium.training.trackers import open_trackers
@@ -107,9 +107,13 @@ class _Run:
                 )
             try:
                 return self._execute()
-            except (UserError, Interrupted) as error:
-                if self.runtime.is_main:
-                    self._end_early(error)
+            except (UserError, Interrupted, EndedElsewhere) as error:
+                try:
+                    if self.runtime.is_main:
+                        self._end_early(error)
+                finally:
+                    if isinstance(error, NonFiniteError | Interrupted):  # raised on all ranks: none leaves before
+                        self.peers.barrier()
                 raise
 
     def _execute(self) -> dict[str, Any]:
@@ -160,7 +164,10 @@ class _Run:
         rows = evaluation_rows(prepared, recipe.data, **place)
         peak = peak_product_flops(runtime.device, recipe.training.precision)
         with contextlib.ExitStack() as open_ones:
-            trackers = open_trackers(recipe.training, self.directory, recipe.model_dump()) if runtime.is_main else []
+            trackers = []
+            with self.peers.together():
+                if runtime.is_main:
+                    trackers = open_trackers(recipe.training, self.directory, recipe.model_dump())
             for tracker in trackers:
                 open_ones.callback(tracker.close)
             return train(
@@ -193,21 +200,22 @@ class _Run:
 
         return measure
 
-    def _end_early(self, error: UserError | Interrupted) -> None:
+    def _end_early(self, error: UserError | Interrupted | EndedElsewhere) -> None:
         """Write down why the run ended before its time; leave nothing where it had not begun."""
-        failed = isinstance(error, UserError)
+        failed = not isinstance(error, Interrupted)
+        why = "another process of the run failed" if isinstance(error, EndedElsewhere) else str(error)
         with contextlib.suppress(OSError):  # a full disk may be why; the reason itself is told by the error
             if self.fresh and failed and not (self.directory / METRICS).exists():
                 shutil.rmtree(self.directory)
             elif not finished_summary(self.directory):
-                end = {"run": str(self.directory), "status": "failed" if failed else "stopped", "error": str(error)}
+                end = {"run": str(self.directory), "status": "failed" if failed else "stopped", "error": why}
                 write_summary(self.directory / SUMMARY, end)
                 write_report(self.directory)
 
     def _finish(
         self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
     ) -> dict[str, Any]:
-        """Measure and keep the trained model; the same summary on all ranks."""
+        """Measure and keep the trained model: the whole summary on rank 0, the loop's figures on the others."""
         recipe, earlier = self.recipe, finished_summary(self.directory)
         summary: dict[str, Any] = {
             "run": str(self.directory),
@@ -299,6 +307,4 @@ def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """`summary.json`: the summary as JSON, numbers that are not finite as null."""
-    from trivium.config import plain
-
     write_atomically(path, json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -45,6 +45,8 @@ PROMPTS = ["import os\n", "def read_lines(path):\n    ", "class Stack:\n    ", '
 # Seconds kept back for the measures after training, per million held-out bytes, and for samples and the report.
 MEASURE_SHARE, CLOSING_SECONDS = 0.06, 12.0
 MIN_STEPS = 20
+# So many times through the text a model of these sizes still gains; a fast machine ends early instead of overfitting.
+MOST_EPOCHS = 8
 EVALUATIONS = 8
 
 
@@ -56,6 +58,7 @@ class Quickstart:
     minutes: float
     progress: Progress
     began: float
+    tokens: int = 0
     recipe: PretrainRecipe | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     table: dict[str, str] = field(default_factory=dict)
@@ -81,6 +84,7 @@ def learn_tokenizer(state: Quickstart) -> None:
     tokenizer = Tokenizer.load(folder)
     prepared = prepare(DATA, tokenizer, progress=state.progress)
     shards = prepared.train[0][0]
+    state.tokens = shards.num_tokens
     state.table["text"] = f"{shards.num_documents} modules of the standard library, {short_number(shards.num_bytes)}B"
     state.table["tokenizer"] = (
         f"{tokenizer.vocab_size} entries, {shards.num_bytes / shards.num_tokens:.2f} bytes a token, "
@@ -98,7 +102,8 @@ def choose_size(state: Quickstart) -> None:
     rate = (peak_product_flops(runtime.device, runtime.precision) or 1e11) * USUAL_UTILISATION
     training = TrainingSettings(steps=1, precision=runtime.precision)
     budget = state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
-    model = shape_for(rate * max(budget, 10.0), VOCABULARY, DATA.sequence_length)
+    most_tokens = MOST_EPOCHS * state.tokens
+    model = shape_for(rate * max(budget, 10.0), VOCABULARY, DATA.sequence_length, most_tokens)
     state.progress.note(f"timing steps of a model of width {model.width} with {model.layers} layers")
     seconds = time_steps(
         model, runtime, training, DATA.rows_per_step, DATA.rows_per_micro_batch, min(10.0, 0.03 * budget)
@@ -106,13 +111,14 @@ def choose_size(state: Quickstart) -> None:
     budget = state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
     # An evaluation reads its rows once, forward only: about a third of what training on them takes.
     evaluation = seconds * (DATA.evaluation_rows or 0) / DATA.rows_per_step / 3
-    steps = max(MIN_STEPS, int((budget - EVALUATIONS * evaluation) / seconds))
+    most_steps = most_tokens // (DATA.rows_per_step * DATA.sequence_length)
+    steps = max(MIN_STEPS, min(most_steps, int((budget - EVALUATIONS * evaluation) / seconds)))
     state.recipe = build_settings(
         PretrainRecipe,
         {
             "run": str(state.out / "pretrain"),
             "seed": SEED,
-            "device": runtime.device,
+            "device": runtime.torch_device().type,
             "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": VOCABULARY},
             "data": DATA,
             "model": model,

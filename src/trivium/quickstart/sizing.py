@@ -8,6 +8,7 @@ time left decides how many of them there are.
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -18,8 +19,9 @@ from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.transformer import build_model, initialise
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime
+from trivium.training.distributed import Peers
+from trivium.training.gradients import GradientMaker
 from trivium.training.optimizer import AdamW, trainable_parameters
-from trivium.training.precision import autocast
 from trivium.training.settings import TrainingSettings
 
 # Width and layers of the models on offer: heads are 64 wide.
@@ -29,8 +31,11 @@ TOKENS_PER_PARAMETER = 1.0
 USUAL_UTILISATION = 0.5
 
 
-def shape_for(flops: float, vocab_size: int, sequence_length: int) -> ModelConfig:
-    """The model to spend `flops` on: the one whose tokens per parameter come nearest to the ratio wanted."""
+def shape_for(flops: float, vocab_size: int, sequence_length: int, most_tokens: float = math.inf) -> ModelConfig:
+    """The model to spend `flops` on: the one whose tokens per parameter come nearest to the ratio wanted.
+
+    `most_tokens`: no more than so many are trained on, however many FLOPs there are.
+    """
 
     def model(shape: tuple[int, int]) -> ModelConfig:
         width, layers = shape
@@ -39,7 +44,7 @@ def shape_for(flops: float, vocab_size: int, sequence_length: int) -> ModelConfi
         )
 
     def excess(config: ModelConfig) -> float:
-        tokens = flops / training_flops_per_token(config, sequence_length)
+        tokens = min(flops / training_flops_per_token(config, sequence_length), most_tokens)
         ratio = tokens / num_parameters(config) / TOKENS_PER_PARAMETER
         return max(ratio, 1 / ratio)
 
@@ -54,7 +59,8 @@ def time_steps(
     model = build_model(config).to(device)
     initialise(model, config, 0)
     optimizer = AdamW(trainable_parameters(model), training)
-    objective = CausalObjective()
+    parameters = list(optimizer.parameters.values())
+    gradients = GradientMaker(model, CausalObjective(), parameters, runtime, Peers(runtime), rows)
     ids = torch.randint(config.vocab_size, (micro_rows, config.max_positions), device=device)
     segments = torch.ones_like(ids, dtype=torch.int32)
     segments[:, config.max_positions // 2 :] = 2
@@ -63,10 +69,7 @@ def time_steps(
     end = time.perf_counter() + seconds
     while len(took) < 2 or time.perf_counter() + min(took) < end:
         began = time.perf_counter()
-        for _ in range(-(-rows // micro_rows)):
-            with autocast(training.precision, device):
-                report = objective.loss(model, batch)
-            (report.sum / (report.count * rows)).backward()  # type: ignore[no-untyped-call]
+        gradients.make([batch] * -(-rows // micro_rows), 0)
         optimizer.step(0.0)
         optimizer.drop_gradients()
         if device.type == "cuda":

@@ -124,7 +124,8 @@ def _over_chunks(
     grad_hidden_ND = torch.empty_like(hidden_ND) if want_hidden else None
     grad_weight_VD = torch.zeros_like(weight_VD, dtype=sum_dtype) if want_weight else None
     logits_CV = hidden_ND.new_empty((min(chunk, rows), vocabulary))
-    block = max(1, min(SOFTMAX_BYTES // (vocabulary * sum_dtype.itemsize), chunk, rows))
+    in_cache = SOFTMAX_BYTES // (vocabulary * sum_dtype.itemsize) if hidden_ND.device.type == "cpu" else chunk
+    block = max(1, min(in_cache, chunk, rows))
     scratch_SV = None if dtype == sum_dtype else hidden_ND.new_empty((block, vocabulary), dtype=sum_dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
         for start in range(0, rows, chunk):

@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,8 @@ from trivium.runtime import Runtime
 BUCKET_BYTES = 32 << 20
 # So long a rank that ends because of another one waits for that one to end first (torchrun then ends it as well).
 SECONDS_TO_SPEAK = 60.0
+# Rank 0 learns the tokenizer and measures the finished model while the others wait; torchrun sees a rank that died.
+LONGEST_WAIT = timedelta(days=1)
 
 
 class EndedElsewhere(SystemExit):
@@ -47,7 +50,7 @@ def process_group(runtime: Runtime) -> Iterator[None]:
     if missing:
         raise UserError(f"{' and '.join(missing)} not set: start several processes with torchrun")
     backend = "nccl" if runtime.torch_device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=runtime.rank, world_size=runtime.world_size)
+    dist.init_process_group(backend, rank=runtime.rank, world_size=runtime.world_size, timeout=LONGEST_WAIT)
     try:
         yield
     except EndedElsewhere:

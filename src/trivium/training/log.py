@@ -12,11 +12,12 @@ run, and in a run that was killed and resumed: at a resume the log is cut back t
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from trivium.config import plain
 
 Record = Mapping[str, Any]
 
@@ -34,9 +35,8 @@ class MetricsLog:
         self._file.seek(0, os.SEEK_END)
 
     def write(self, record: Record) -> None:
-        """Append one line; it is in the file when this returns."""
-        plain = {key: _without_infinity(value) for key, value in record.items()}
-        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        """Append one line, NaN and infinity as null; it is in the file when this returns."""
+        self._file.write(json.dumps(plain(record), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> int:
@@ -57,8 +57,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def repeatable(record: Record) -> dict[str, Any]:
     """The part of a record that does not depend on the machine."""
     return {key: value for key, value in record.items() if key not in TIMING_KEYS}
-
-
-def _without_infinity(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

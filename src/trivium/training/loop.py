@@ -32,7 +32,7 @@ from trivium.training.compilation import compile_blocks
 from trivium.training.distributed import Peers, digest_of_tensors
 from trivium.training.evaluate import EvaluationInterrupted
 from trivium.training.gradients import GradientMaker, StepReport
-from trivium.training.memory import is_out_of_memory, peak_bytes
+from trivium.training.memory import is_out_of_memory, peak_bytes, restart_peak
 from trivium.training.objective import BatchSource, Objective
 from trivium.training.optimizer import AdamW, trainable_parameters
 from trivium.training.precision import LossScale
@@ -108,6 +108,7 @@ def train(
     )
     with catch_signals() as caught:
         trainer = Trainer(model, objective, source, settings, runtime, store, evaluate, reporter, caught)
+        restart_peak(runtime.torch_device())
         resumed_from = trainer.resume()
         state = trainer.state
         reporter.open(log if is_main else None, state.log_bytes, state.seconds, state.tokens)
@@ -164,7 +165,6 @@ class Trainer:
 
     def resume(self) -> int | None:
         """Go on from the newest checkpoint, if there is one; its step."""
-        self.peers.barrier()
         with self.peers.together():
             checkpoint = self.store.load_latest() if self.store is not None else None
             if checkpoint is None and self.store is not None and self.runtime.is_main:
@@ -180,8 +180,10 @@ class Trainer:
         """Take the steps that are left, and do between them what is due."""
         if self.state.evaluation_due:
             self.measure()
+            self._end_if_told()
         if self.state.step < self.settings.steps:
-            self.rehearse()
+            with self.peers.together():
+                self.rehearse()
         while self.state.step < self.settings.steps:
             self.take_step()
             progress.advance()
@@ -189,10 +191,14 @@ class Trainer:
                 self.measure()
             if self._due(self.settings.save_every_steps):
                 self.save()
-            if signal := self.peers.largest(self.caught.signal_number):
-                self.save()
-                raise Interrupted(signal, self.state.step)
+            self._end_if_told()
         self.save()
+
+    def _end_if_told(self) -> None:
+        """Save and raise Interrupted once a signal has come to any rank."""
+        if signal := self.peers.largest(self.caught.signal_number):
+            self.save()
+            raise Interrupted(signal, self.state.step)
 
     def rehearse(self) -> None:
         """Run the largest micro-batch forward and backward, twice as in accumulation, and forget it.
@@ -203,7 +209,8 @@ class Trainer:
         if batch is None:
             return
         try:
-            with torch.random.fork_rng():
+            device = self.runtime.torch_device()
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 self.gradients.accumulate([batch, batch], self.state.step, self.scale.value)
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -36,6 +36,12 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
 
 
+def restart_peak(device: torch.device) -> None:
+    """Count a card's peak from now on; a process's cannot be counted anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says by `error` that an allocation failed (on a CPU there is no class for it)."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
