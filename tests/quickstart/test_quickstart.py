@@ -129,6 +129,7 @@ def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkey
     planned = {}
     for minutes in (0.2, 2.0, 20.0):
         state = state_of(small, minutes)
+        state.tokens = 10_000_000
         choose_size(state)
         assert state.recipe is not None
         planned[minutes] = 0.5 * state.recipe.training.steps
@@ -137,6 +138,15 @@ def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkey
             assert 0.6 * 60 * minutes < planned[minutes] < 60 * minutes - 12
         assert 8 <= evaluations <= 10
     assert planned[0.2] == MIN_STEPS * 0.5 and planned[0.2] < planned[2.0] < planned[20.0] / 8
+
+
+def test_a_fast_machine_ends_early_instead_of_overfitting(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time_steps", lambda *given: 0.01)
+    state = state_of(small, 20.0)
+    state.tokens = 4000
+    choose_size(state)
+    assert state.recipe is not None
+    assert state.recipe.training.steps == module.MOST_EPOCHS * 4000 // (4 * 32)
 
 
 def test_what_the_first_stages_learned_is_not_learned_again(small: Path) -> None:
