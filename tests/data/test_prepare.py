@@ -168,7 +168,7 @@ def test_a_damaged_cache_is_mended_and_said(folder: Path, tmp_path: Path) -> Non
 
 def test_nothing_to_train_on_or_to_hold_out_is_said(folder: Path, tmp_path: Path) -> None:
     one = DataSettings(train=str(folder / "c.txt"))
-    with pytest.raises(UserError, match=r"no text is held out: .*set held_out_by=tail"):
+    with pytest.raises(UserError, match=r"no text is held out: .*set data.held_out_by=tail"):
         prepare(one, ByteTokenizer(), tmp_path / "cache")
     (tmp_path / "blank.txt").write_text("  \n ")
     blank = DataSettings(train=str(tmp_path / "blank.txt"))

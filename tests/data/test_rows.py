@@ -140,7 +140,7 @@ def test_text_of_a_row() -> None:
     assert text_of(row(text=None)) == ""
     with pytest.raises(UserError, match=r"row 7: has no 'text' \(its keys: 'txt', 'id'\); did you mean 'txt'\?"):
         text_of(row(txt="a", id=1))
-    with pytest.raises(UserError, match=r"has no 'text' \(its keys: 'code'\); name the right one with text_key="):
+    with pytest.raises(UserError, match=r"has no 'text' \(its keys: 'code'\); in a recipe data.text_key names it"):
         text_of(row(code="a"))
     with pytest.raises(UserError, match="'text' must be a text, not float"):
         text_of(row(text=1.5))

@@ -244,7 +244,7 @@ def test_out_of_memory_says_what_to_change() -> None:
             raise AssertionError
 
     source = TextSource(worst=TextSource().rows(0, range(5)))
-    with pytest.raises(UserError, match=r"5 rows of 16 positions does not fit; lower rows_per_micro_batch"):
+    with pytest.raises(UserError, match=r"5 rows of 16 positions does not fit; lower data.rows_per_micro_batch"):
         train(small_model(), Greedy(), source, settings(), Runtime())
 
 
