@@ -164,6 +164,34 @@ def test_a_directory_with_another_run_is_refused(finished: tuple[Path, dict[str,
         resume(folder / "texts")
 
 
+def test_a_run_that_could_not_begin_leaves_nothing_and_a_finished_one_stands(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise UserError("the text is gone")
+
+    monkeypatch.setattr(module, "prepare", refuse)
+    before = (folder / "one" / "summary.json").read_bytes()
+    for run in ("one", "never"):
+        with pytest.raises(UserError, match="the text is gone"):
+            pretrain(recipe_for(folder, run))
+    assert (folder / "one" / "summary.json").read_bytes() == before
+    assert not (folder / "never").exists()
+
+
+def test_a_model_is_not_written_over_something_else(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    bundle = load(folder / "one")
+    before = sorted(path.name for path in (folder / "texts").iterdir())
+    with pytest.raises(UserError, match="holds no model"):
+        bundle.save(folder / "texts")
+    assert sorted(path.name for path in (folder / "texts").iterdir()) == before
+    bundle.save(folder / "one" / "model")  # a model may be replaced
+    assert load(folder / "one").config == bundle.config
+
+
 def test_two_processes_cannot_write_one_run(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     with module.sole_writer(folder / "one"), pytest.raises(UserError, match="another process"):
