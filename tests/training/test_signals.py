@@ -64,6 +64,15 @@ def test_saved_at_any_moment_and_resumed_to_the_bit(moment: str, tmp_path: Path,
     assert_equal(end_of(tmp_path), undisturbed)
 
 
+def test_the_same_evaluation_broken_off_twice_is_still_made_up_for(tmp_path: Path, undisturbed: Any) -> None:
+    for _ in range(2):
+        with pytest.raises(Interrupted) as interrupted:
+            run(tmp_path, Moments("evaluation"), RUNTIME)
+        assert interrupted.value.step == MOMENTS["evaluation"], "no step is taken before the evaluation that is due"
+    run(tmp_path, Moments(""), RUNTIME)
+    assert_equal(end_of(tmp_path), undisturbed)
+
+
 def test_control_a_forgotten_evaluation_is_caught(
     tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
