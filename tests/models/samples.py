@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.models.decoder import Decoder
 
 BASE = ModelConfig(vocab_size=61, width=32, layers=2, heads=4, max_positions=1024, init_std=0.3)
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from models.samples import VARIANTS, random_ids, relative, small_model
-from trivium.models.attention import Cache, attention_mask
-from trivium.models.transformer import Decoder
+from trivium.models.cache import Cache
+from trivium.models.decoder import Decoder
+from trivium.models.masks import attention_mask
 
 CHUNKINGS = [[40], [1] * 40, [7, 1, 1, 20, 3, 8], [39, 1], [1, 39]]
 
@@ -144,4 +145,4 @@ def test_mask_says_who_sees_whom() -> None:
     assert attention_mask(5, None, 5, True, torch.float32, torch.device("cpu")) is None
     chunk = attention_mask(2, None, 5, True, torch.float32, torch.device("cpu"))
     assert chunk is not None
-    assert (chunk == 0).tolist() == [[True] * 4 + [False], [True] * 5]
+    assert (chunk[0, 0] == 0).tolist() == [[True] * 4 + [False], [True] * 5]

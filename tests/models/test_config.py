@@ -47,7 +47,7 @@ def test_every_mistake_is_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"width": 90}, "head_width=15 must be even"),
+        ({"width": 90}, "head_width=15 x rope_share=1 must be even"),
         ({"width": 91, "heads": 7, "positions": "sinusoidal"}, "width=91 must be even"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"layers": 1 << 40}, "layers"),

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from trivium.models.config import ModelConfig
 from trivium.models.positions import Rotation, positions_in_segments, rotate, rotation, sinusoids
+
+
+def rotary(head_width: int, theta: float) -> ModelConfig:
+    """A model whose heads are `head_width` wide."""
+    return ModelConfig(vocab_size=9, width=head_width, layers=1, heads=1, rope_theta=theta)
 
 
 def turned_by_complex_numbers(x_BTHN: Tensor, theta: float) -> Tensor:
@@ -24,7 +30,7 @@ def turned_by_complex_numbers(x_BTHN: Tensor, theta: float) -> Tensor:
 
 def test_rotation_is_multiplication_of_complex_numbers() -> None:
     x = torch.randn(2, 50, 3, 8, generator=torch.Generator().manual_seed(0))
-    turn = rotation(torch.arange(50), 8, 500.0, torch.float32)
+    turn = rotation(torch.arange(50), rotary(8, 500.0), torch.float32)
     assert (rotate(x, turn) - turned_by_complex_numbers(x, 500.0)).abs().max() < 1e-5
 
 
@@ -33,7 +39,7 @@ def test_scores_depend_on_the_distance_only() -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, generator=generator, dtype=torch.float64)
 
     def score(query_at: int, key_at: int) -> float:
-        turns = [rotation(torch.tensor([at]), 16, 10_000.0, torch.float64) for at in (query_at, key_at)]
+        turns = [rotation(torch.tensor([at]), rotary(16, 10_000.0), torch.float64) for at in (query_at, key_at)]
         return float((rotate(q, turns[0]) * rotate(k, turns[1])).sum())
 
     assert score(7, 3) == pytest.approx(score(107, 103), abs=1e-5)
@@ -43,7 +49,7 @@ def test_scores_depend_on_the_distance_only() -> None:
 def test_broken_control_interleaved_pairs_are_seen() -> None:
     """Pairing neighbours, as the paper does, is another layout: the closed form must tell them apart."""
     x = torch.randn(1, 9, 1, 8, generator=torch.Generator().manual_seed(0))
-    turn = rotation(torch.arange(9), 8, 500.0, torch.float32)
+    turn = rotation(torch.arange(9), rotary(8, 500.0), torch.float32)
     mixed = x.unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2)
     wrong = rotate(mixed, Rotation(*turn)).unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2)
     assert (wrong - turned_by_complex_numbers(x, 500.0)).abs().max() > 0.1
@@ -53,7 +59,7 @@ def test_sinusoids_are_the_formula_of_the_paper() -> None:
     width, at = 8, 37
     found = sinusoids(torch.tensor([at]), width)[0]
     for i in range(width // 2):
-        angle = at / 10_000 ** (i / (width // 2 - 1))
+        angle = at / 10_000 ** (2 * i / width)
         assert float(found[i]) == pytest.approx(math.sin(angle), abs=1e-5)
         assert float(found[width // 2 + i]) == pytest.approx(math.cos(angle), abs=1e-5)
 

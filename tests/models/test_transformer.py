@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.samples import BASE, VARIANTS, random_ids, relative, small_model
+from trivium.models.build import build_model, initialise, set_gradient_checkpointing
 from trivium.models.config import ModelConfig
+from trivium.models.decoder import Decoder
 from trivium.models.positions import positions_in_segments
-from trivium.models.transformer import Decoder, build_model, initialise, set_gradient_checkpointing
 
 # Lengths of the documents of a row: the second starts beyond the blocks in which attention kernels take keys.
 LENGTHS = (530, 40, 30)
@@ -115,7 +116,7 @@ def test_recomputed_activations_change_nothing(name: str) -> None:
     gradients = []
     for on in (False, True):
         set_gradient_checkpointing(model, on)
-        assert model.gradient_checkpointing is on
+        assert model.stack.gradient_checkpointing is on
         torch.manual_seed(3)
         gradients.append(torch.autograd.grad(F.cross_entropy(model(ids).mT, ids), list(model.parameters())))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -137,7 +138,7 @@ def test_hidden_states_make_the_logits() -> None:
         hidden, cache = model.hidden(ids)
         assert cache is None
         assert hidden.shape == (2, 9, model.config.width)
-        assert torch.equal(hidden @ model.head_weight().T, model(ids))
+        assert torch.equal(model.projection(hidden).logits(), model(ids))
         assert torch.equal(model.logits(hidden), model(ids))
 
 

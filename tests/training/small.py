@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from trivium.data.batch import IGNORED, Batch
+from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.models.decoder import Decoder
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers

@@ -66,8 +66,8 @@ def test_small_softmax_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_control_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = cross_entropy._gradient_of_logits
 
-    def forgets_the_target(probabilities: Tensor, targets: Tensor, out: Tensor) -> None:
-        right(probabilities, (targets + 1) % VOCABULARY, out)
+    def forgets_the_target(probabilities: Tensor, targets: Tensor, out: Tensor, smoothing: float) -> None:
+        right(probabilities, (targets + 1) % VOCABULARY, out, smoothing)
 
     monkeypatch.setattr(cross_entropy, "_gradient_of_logits", forgets_the_target)
     assert fails(lambda: assert_equal_to_plain(16, torch.float64, 1e-12))

@@ -16,7 +16,7 @@ from training.small import TextSource, fails, same_bits, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
 from trivium.errors import UserError
-from trivium.models.transformer import Decoder
+from trivium.models.decoder import Decoder
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime
 from trivium.training.evaluate import evaluate_loss

@@ -1,4 +1,4 @@
-"""Published model families: each one's config and weight names, translated both ways (no torch here).
+"""Published model families: each one's config and tensors, translated both ways (no torch here).
 
 A family is a `Family` record in a file of its own, listed in `FAMILIES` under the `model_type` of its config.json.
 """
@@ -10,17 +10,19 @@ from trivium.families.family import Family
 from trivium.families.llama import LLAMA
 from trivium.models.config import ModelConfig
 
+# In the order in which a family is looked for when a model is saved: the most widely read first.
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA,)}
 
 
 def family_for(config: ModelConfig) -> Family:
     """The published family that a model of this config can be saved as, so that other software opens it.
 
-    Raises UserError that says, for each family, which fields would have to change.
+    Raises UserError that says, for the families nearest to it, which fields would have to change.
     """
-    changes = {name: family.obstacles(config) for name, family in FAMILIES.items()}
+    changes = {name: family.obstacles(config) for name, family in FAMILIES.items() if family.kind == config.kind}
     for name, obstacles in changes.items():
         if not obstacles:
             return FAMILIES[name]
-    ways = "; ".join(f"to be a {name}: {', '.join(obstacles)}" for name, obstacles in changes.items())
+    nearest = sorted(changes, key=lambda name: len(changes[name]))[:3]
+    ways = "; ".join(f"to be a {name}: {', '.join(changes[name])}" for name in nearest)
     raise UserError(f"no published family has models of this shape, so nothing else could open it; {ways}")

@@ -1,22 +1,51 @@
-"""What a family must tell: how its config.json and the names of its weights correspond to ours."""
+"""What a family must tell: how its config.json and its tensors correspond to ours.
+
+A family file is three things: `read_config`, its inverse `write_config`, and `weights`, the list of its tensors.
+Whether a config belongs to a family needs no rules of its own: it does when reading what would be written for it gives
+it back (`obstacles`).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from trivium.models.config import ModelConfig
+from trivium.errors import UserError
+from trivium.models.config import Head, Kind, ModelConfig
 
-# Characters of a file's content repeated in a message.
-SHOWN = 80
+Layout = Literal["same", "transposed", "stacked", "stacked_transposed", "stacked_by_head", "row"]
+
+# What only matters in training, or is a matter of this library: a config.json need not be able to say it.
+NOT_PUBLISHED = frozenset({"dropout", "attention_dropout", "init_std"})
 
 
-def shown(value: object) -> str:
-    """A value from a file of unknown origin, fit to be shown: one line, of bounded length, as JSON would write it."""
-    text = json.dumps(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+class Weight(NamedTuple):
+    """One published tensor and the parameters of ours it is made of."""
+
+    published: str
+    """Its full name in the file of the family's language model."""
+    ours: tuple[str, ...]
+    """Our parameter names: one, or several that the family stores as one tensor."""
+    layout: Layout = "same"
+    """How they are laid out in it:
+    `same`: one parameter as it is;
+    `transposed`: one matrix (out, in) stored as (in, out);
+    `stacked`: several, one after the other along their first dimension;
+    `stacked_transposed`: the same, then transposed;
+    `stacked_by_head`: query, key and value (H N, ...) stored as (H, 3, N, ...), flattened;
+    `row`: one vector (V) stored as (1, V)."""
+
+
+class HeadForm(NamedTuple):
+    """What a family puts on its hidden states for one kind of head."""
+
+    architecture: str
+    """The class of `transformers` that such models belong to."""
+    fields: Mapping[str, Any] = {}
+    """Fields of our config that this head sets, such as {"head_hidden": "tanh", "head_bias": True}."""
+    aliases: tuple[str, ...] = ()
+    """Other architectures whose files hold this head (and more)."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +54,60 @@ class Family:
 
     model_type: str
     """The `model_type` in its config.json, by which it is recognised."""
-    architecture: str
-    """The class of `transformers` that its language models belong to."""
+    kind: Kind
+    """Encoder, decoder or both."""
+    heads: Mapping[Head, HeadForm]
+    """The heads it is published with."""
     read_config: Callable[[Mapping[str, Any], str], ModelConfig]
     """(config.json as a mapping, where it came from) -> our config; UserError for what we would compute otherwise."""
     write_config: Callable[[ModelConfig], dict[str, Any]]
-    """Our config -> what config.json says about the shape; the config has no `obstacles`."""
-    obstacles: Callable[[ModelConfig], list[str]]
-    """What would have to change for a config to be one of the family ("norm must be rmsnorm"); empty: nothing."""
-    to_published: Callable[[str], str]
-    """Our parameter name -> the published name; KeyError for a name that is not ours."""
-    is_redundant: Callable[[str], bool]
+    """Our config -> what config.json says about the shape (`architectures` and `model_type` are added by others)."""
+    weights: Callable[[ModelConfig], Iterable[Weight]]
+    """Our config -> all tensors of its file, each of our parameters in exactly one of them."""
+    shape: Mapping[str, Any]
+    """The fields of our config that make a fresh model a member, its `lm` head (or its usual one) among them."""
+    base_prefix: str = ""
+    """What files of the bare model lack in front of a name ("bert.")."""
+    copies: Callable[[ModelConfig], Mapping[str, str]] = field(default=lambda config: {})
+    """Published names that a file may hold besides, as copies of others: {copy: original}."""
+    is_redundant: Callable[[str], bool] = field(default=lambda name: False)
     """Whether a published tensor holds nothing that does not follow from the config (such as a table of angles)."""
+    is_optional: Callable[[str], bool] = field(default=lambda name: False)
+    """Whether a published tensor belongs to another head of the family, which a model without that head leaves alone
+    (such as the pooler in a file for masked language modelling)."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """Token ids of the published vocabulary that config.json states by default, such as {"pad_token_id": 0}."""
+
+    def architecture(self, config: ModelConfig) -> str:
+        """The class of `transformers` for a config of this family."""
+        return self.heads[config.head].architecture
+
+    def obstacles(self, config: ModelConfig) -> list[str]:
+        """What would have to change for a config to be one of the family ("norm must be rmsnorm"); empty: nothing."""
+        if config.kind != self.kind:
+            return [f"kind must be {self.kind} (is {config.kind})"]
+        if config.head not in self.heads:
+            return [f"head must be one of {', '.join(self.heads)} (is {config.head})"]
+        try:
+            written = {**self.write_config(config), "architectures": [self.architecture(config)]}
+            back = self.read_config(written, self.model_type)
+        except UserError as error:
+            return [str(error)]
+        return [
+            f"{name} must be {getattr(back, name)} (is {getattr(config, name)})"
+            for name in ModelConfig.model_fields
+            if name not in NOT_PUBLISHED and getattr(back, name) != getattr(config, name)
+        ]
+
+    def with_head(self, config: ModelConfig, head: Head, labels: Iterable[str] = ()) -> ModelConfig:
+        """The config with another head, as this family builds it; UserError when it has none of that kind."""
+        if head not in self.heads:
+            raise UserError(f"{self.model_type} models have no {head} head: choose {', '.join(self.heads)}")
+        plain = {name: ModelConfig.model_fields[name].default for name in HEAD_FIELDS}
+        shape = {name: value for name, value in self.shape.items() if name in HEAD_FIELDS}
+        usual = shape if head == "lm" else {}
+        return config.changed(**{**plain, **usual, "head": head, "labels": tuple(labels), **self.heads[head].fields})
+
+
+# The fields of our config that describe the head.
+HEAD_FIELDS = ("head", "head_hidden", "head_hidden_bias", "head_bias", "pooling", "labels", "logit_softcap")

@@ -2,7 +2,7 @@
 
 Pre-norm RMSNorm, rotary positions in the half-split layout, grouped-query attention, gated MLP. Our layout of rotary
 positions and of grouped heads is that of the published weights, so that only names are translated and the bytes of a
-tensor stay as they are. Left out, and refused by name: scaled rotary positions (Llama 3.1), quantized weights.
+tensor stay as they are.
 
 Residual and embedding dropout are no part of a Llama: they are a matter of training, and its config.json cannot say
 them; `attention_dropout` it can.
@@ -10,17 +10,29 @@ them; `attention_dropout` it can.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trivium.config import build_settings
 from trivium.errors import UserError
-from trivium.families.family import Family, shown
-from trivium.models.config import Activation, Bias, ModelConfig
+from trivium.families.family import Family, HeadForm, Weight
+from trivium.families.naming import block_weights, head_weights, module_weights, tied_copy
+from trivium.families.reading import (
+    Fields,
+    build,
+    read_activation,
+    read_fields,
+    read_head,
+    refuse_foreign,
+    shown,
+    stated,
+    write_activation,
+    write_fields,
+    write_head,
+)
+from trivium.families.rope import read_rope, write_rope
+from trivium.models.config import Bias, Head, ModelConfig, NormPlacement
 
-# Their key: (our field, what a config.json without the key means; None: it must be there, or follows from others).
-FIELDS: dict[str, tuple[str, Any]] = {
+FIELDS: Fields = {
     "vocab_size": ("vocab_size", 32_000),
     "hidden_size": ("width", 4096),
     "intermediate_size": ("mlp_width", 11_008),
@@ -34,14 +46,6 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "tie_word_embeddings": ("tied_embeddings", False),
     "attention_dropout": ("attention_dropout", 0.0),
 }
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "relu": "relu",
-}
 # (attention_bias, mlp_bias) in config.json.
 BIASES: dict[Bias, tuple[bool, bool]] = {
     "none": (False, False),
@@ -49,116 +53,128 @@ BIASES: dict[Bias, tuple[bool, bool]] = {
     "mlp": (False, True),
     "all": (True, True),
 }
-# Modules outside the blocks, and inside block {n}; ".weight" or ".bias" follows.
-MODULES = {"embedding": "model.embed_tokens", "stack.norm": "model.norm", "head": "lm_head"}
-BLOCK_MODULES = {
-    "attention_norm": "input_layernorm",
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.output": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
+
+
+def decoder_heads(stem: str, lm: str = "ForCausalLM", without: Container[Head] = ()) -> dict[Head, HeadForm]:
+    """The heads of a decoder whose classes in transformers begin with `stem`."""
+    heads: dict[Head, HeadForm] = {
+        "lm": HeadForm(f"{stem}{lm}"),
+        "classification": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
+        "scalar": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
+        "token_classification": HeadForm(f"{stem}ForTokenClassification", {"head_bias": True}),
+        "span": HeadForm(f"{stem}ForQuestionAnswering", {"head_bias": True}),
+        "none": HeadForm(f"{stem}Model"),
+    }
+    return {head: form for head, form in heads.items() if head not in without}
+
+
+HEADS = decoder_heads("Llama")
+# Modules of a block, for every family that names them as Llama does.
+ATTENTION = (
+    Weight("input_layernorm", ("attention_norm",)),
+    Weight("self_attn.q_proj", ("attention.query",)),
+    Weight("self_attn.k_proj", ("attention.key",)),
+    Weight("self_attn.v_proj", ("attention.value",)),
+    Weight("self_attn.o_proj", ("attention.output",)),
+)
+QK_NORMS = (
+    Weight("self_attn.q_norm", ("attention.query_norm",)),
+    Weight("self_attn.k_norm", ("attention.key_norm",)),
+)
+NORMS: dict[NormPlacement, tuple[Weight, ...]] = {
+    "pre": (Weight("post_attention_layernorm", ("mlp_norm",)),),
+    "sandwich": (
+        Weight("post_attention_layernorm", ("attention_output_norm",)),
+        Weight("pre_feedforward_layernorm", ("mlp_norm",)),
+        Weight("post_feedforward_layernorm", ("mlp_output_norm",)),
+    ),
 }
+MLP = (
+    Weight("mlp.gate_proj", ("mlp.gate",)),
+    Weight("mlp.up_proj", ("mlp.up",)),
+    Weight("mlp.down_proj", ("mlp.down",)),
+)
 
 
 def read_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """Our config for a config.json of model type llama."""
-    architectures = values.get("architectures")
-    if architectures not in (None, ["LlamaForCausalLM"]):
-        raise UserError(f"{origin}: architectures is {shown(architectures)}: only LlamaForCausalLM is a language model")
-    for key in ("auto_map", "quantization_config"):
-        if values.get(key):
-            raise UserError(f"{origin}: {key} is set: neither code nor packed weights of a model directory are used")
-    activation = _stated(values, "hidden_act", "silu")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(f"{origin}: hidden_act is {shown(activation)}: known are {', '.join(sorted(ACTIVATIONS))}")
-    biases = (_stated(values, "attention_bias", False), _stated(values, "mlp_bias", False))
+    refuse_foreign(values, origin)
+    biases = (stated(values, "attention_bias", False), stated(values, "mlp_bias", False))
     if biases not in BIASES.values():
         raise UserError(f"{origin}: attention_bias and mlp_bias are {shown(biases)}: use true or false")
-    fields = {ours: _stated(values, theirs, default) for theirs, (ours, default) in FIELDS.items()}
-    return build_settings(
-        ModelConfig,
+    config = build(
         {
-            **{name: value for name, value in fields.items() if value is not None},
-            "rope_theta": _rope_theta(values, origin),
-            "activation": ACTIVATIONS[activation],
+            **read_fields(values, FIELDS),
+            **read_rope(values, origin, max_positions=FIELDS["max_position_embeddings"][1]),
+            **read_head(values, HEADS, "lm", origin),
+            "activation": read_activation(values, "hidden_act", "silu", origin),
             "bias": next(name for name, pair in BIASES.items() if pair == biases),
         },
         origin,
     )
+    return with_even_heads(config, origin)
 
 
-def _stated(values: Mapping[str, Any], key: str, default: Any) -> Any:
-    """What `values` say; a null says nothing."""
-    value = values.get(key)
-    return default if value is None else value
-
-
-def _rope_theta(values: Mapping[str, Any], origin: str) -> Any:
-    """The base of the rotary wavelengths: under `rope_parameters` since transformers 5, `rope_theta` before."""
-    theta = _stated(values, "rope_theta", 10_000.0)
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = _stated(values, key, {})
-        if not isinstance(rope, dict):
-            raise UserError(f"{origin}: {key} must be an object")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{origin}: {key} of type {shown(kind)}: scaled rotary positions are not supported yet")
-        theta = rope.get("rope_theta", theta)
-    return theta
+def with_even_heads(config: ModelConfig, origin: str) -> ModelConfig:
+    """The config, unless its heads do not divide its width: transformers opens no such file, whatever head_dim says."""
+    if config.width % config.heads:
+        raise UserError(f"{origin}: heads={config.heads} must divide width={config.width}")
+    return config
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """The shape as config.json states it, readable by transformers 4 (`rope_theta`) and 5 (`rope_parameters`)."""
-    attention_bias, mlp_bias = BIASES[config.bias]
+    """The shape as config.json states it."""
+    attention_bias, mlp_bias = BIASES.get(config.bias, (False, False))
     return {
-        **{theirs: getattr(config, ours) for theirs, (ours, _) in FIELDS.items()},
-        "hidden_act": next(name for name, ours in ACTIVATIONS.items() if ours == config.activation),
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        **write_fields(config, FIELDS),
+        **write_rope(config),
+        **write_head(config),
+        "hidden_act": write_activation(config.activation),
         "attention_bias": attention_bias,
         "mlp_bias": mlp_bias,
     }
 
 
-def obstacles(config: ModelConfig) -> list[str]:
-    """What would have to change for `config` to be a Llama."""
-    needed = {"norm": "rmsnorm", "norm_placement": "pre", "positions": "rotary", "mlp": "gated"}
-    found = [
-        f"{field} must be {value} (is {getattr(config, field)})"
-        for field, value in needed.items()
-        if getattr(config, field) != value
-    ]
-    if config.bias not in BIASES:
-        found.append(f"bias must be one of {', '.join(BIASES)} (is {config.bias})")
-    if config.width % config.heads:
-        found.append(f"heads ({config.heads}) must divide width ({config.width})")
-    return found
+def llama_like_weights(config: ModelConfig, base: str = "model") -> Iterator[Weight]:
+    """All tensors of a model that names them as Llama does; `base` is the name of its trunk."""
+    yield Weight(f"{base}.embed_tokens.weight", ("embedding.weight",))
+    qk_norms = QK_NORMS if config.qk_norm == "head" else ()
+    modules = (*ATTENTION, *qk_norms, *NORMS[config.norm_placement], *MLP)
+    yield from block_weights(config, f"{base}.layers", modules)
+    yield from module_weights(config, f"{base}.norm", "norm")
+    yield from head_weights(config)
 
 
-def to_published(name: str) -> str:
-    """`stack.blocks.3.mlp.up.weight` -> `model.layers.3.mlp.up_proj.weight`; KeyError for a name that is not ours."""
-    module, _, kind = name.rpartition(".")
-    inside = re.fullmatch(r"stack\.blocks\.(\d+)\.(.+)", module)
-    if inside:
-        return f"model.layers.{inside[1]}.{BLOCK_MODULES[inside[2]]}.{kind}"
-    return f"{MODULES[module]}.{kind}"
+def weights(config: ModelConfig) -> Iterator[Weight]:
+    """All tensors of a Llama, whose trunk has another name under a `span` head."""
+    return llama_like_weights(config, "transformer" if config.head == "span" else "model")
+
+
+def copies(config: ModelConfig) -> dict[str, str]:
+    """A file may hold the tied head once more."""
+    return tied_copy(config, "lm_head.weight", "model.embed_tokens.weight")
 
 
 def is_redundant(published: str) -> bool:
-    """Early Llama files also hold the rotary frequencies."""
+    """Early files also hold the rotary frequencies."""
     return published.endswith(".rotary_emb.inv_freq")
+
+
+def is_of_another_head(published: str) -> bool:
+    """Whether a tensor belongs to one of the heads."""
+    return published.startswith(("lm_head.", "score.", "qa_outputs."))
 
 
 LLAMA = Family(
     model_type="llama",
-    architecture="LlamaForCausalLM",
+    kind="decoder",
+    heads=HEADS,
     read_config=read_config,
     write_config=write_config,
-    obstacles=obstacles,
-    to_published=to_published,
+    weights=weights,
+    shape={"norm": "rmsnorm", "norm_placement": "pre", "positions": "rotary", "mlp": "gated", "activation": "silu"},
+    base_prefix="model.",
+    copies=copies,
     is_redundant=is_redundant,
+    is_optional=is_of_another_head,
 )

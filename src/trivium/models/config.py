@@ -14,19 +14,24 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trivium.config import Settings
+from trivium.models.config_checks import LARGEST, mistakes_of
+from trivium.models.rope_scaling import RopeScaling
 
-Kind = Literal["decoder"]
-Norm = Literal["rmsnorm", "layernorm"]
-NormPlacement = Literal["pre", "post"]
-Positions = Literal["rotary", "learned", "sinusoidal", "none"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
+Norm = Literal["rmsnorm", "rmsnorm_around_one", "layernorm", "layernorm_without_bias"]
+NormPlacement = Literal["pre", "post", "sandwich"]
+Residual = Literal["sequential", "parallel"]
+Positions = Literal["rotary", "learned", "sinusoidal", "relative", "alibi", "none"]
+QKNorm = Literal["none", "head"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Mlp = Literal["gated", "plain"]
 Bias = Literal["none", "qkv", "attention", "mlp", "all"]
+Head = Literal["lm", "classification", "token_classification", "span", "scalar", "none"]
+HeadHidden = Literal["none", "tanh", "relu", "activation", "activation_norm"]
+Pooling = Literal["first", "last", "mean"]
 
 # MLP widths chosen here are rounded up to this multiple, which suits the vector units of CPUs and GPUs alike.
 MLP_WIDTH_MULTIPLE = 32
-# No count of any model comes near this; beyond it, products of two counts would no longer fit 64 bits.
-LARGEST = 1 << 30
 
 
 class ModelConfig(Settings):
@@ -37,11 +42,14 @@ class ModelConfig(Settings):
     width: int = Field(ge=1, le=LARGEST)
     """Width of the residual stream (D)."""
     layers: int = Field(ge=1, le=LARGEST)
-    """How many blocks are stacked (L)."""
+    """How many blocks are stacked (L); of an encoder-decoder, those of the encoder."""
     heads: int = Field(ge=1, le=LARGEST)
     """How many query heads each attention has (H)."""
     kind: Kind = "decoder"
-    """What the stack may see: a decoder sees the past only."""
+    """What a position may see: the past (decoder), everything (encoder), or, with two stacks, the whole source and the
+    past of the target (encoder-decoder)."""
+    decoder_layers: int = Field(default=0, ge=0, le=LARGEST)
+    """Blocks of an encoder-decoder's decoder; 0: as many as `layers`. Other kinds have none and keep 0."""
     kv_heads: int = Field(default=0, ge=0, le=LARGEST)
     """How many key/value heads (K), shared by groups of query heads (Ainslie et al., 2023); 0: as many as `heads`."""
     head_width: int = Field(default=0, ge=0, le=LARGEST)
@@ -49,25 +57,83 @@ class ModelConfig(Settings):
     mlp_width: int = Field(default=0, ge=0, le=LARGEST)
     """Inner width of the MLP (F); 0: 4 x `width` when plain, 8/3 x `width` when gated, so that both cost the same."""
     norm: Norm = "rmsnorm"
-    """RMSNorm (Zhang & Sennrich, 2019) or LayerNorm with bias (Ba et al., 2016)."""
+    """RMSNorm (Zhang & Sennrich, 2019), the same with weights stored as their distance from 1 (Gemma), LayerNorm with
+    bias (Ba et al., 2016), or LayerNorm without."""
     norm_placement: NormPlacement = "pre"
-    """Normalise what enters a sublayer (`pre`, with one more norm at the end) or the sum that leaves it (`post`)."""
+    """Normalise what enters a sublayer (`pre`, with one more norm at the end), the sum that leaves it (`post`), or what
+    enters and what leaves it before it is added (`sandwich`)."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance before its root, against division by zero."""
+    norm_first_attention: bool = True
+    """Whether the very first attention has a norm before it (pre-norm only); ModernBERT's embeddings are normed
+    already."""
+    qk_norm: QKNorm = "none"
+    """Normalise queries and keys within each `head`, before they are rotated, which keeps scores bounded."""
+    residual: Residual = "sequential"
+    """The MLP reads what attention has written (`sequential`), or both read the same input (`parallel`; GPT-NeoX)."""
     positions: Positions = "rotary"
-    """How order is told: rotated queries and keys (Su et al., 2021), a learned table, fixed sines, or not at all."""
-    rope_theta: float = Field(default=10_000.0, gt=1)
-    """Base of the rotary wavelengths; larger bases suit longer contexts."""
+    """How order is told: rotated queries and keys (Su et al., 2021), a learned table, fixed sines, a learned bias by
+    distance (`relative`; Raffel et al., 2020), a fixed one (`alibi`; Press et al., 2022), or not at all."""
     max_positions: int = Field(default=2048, ge=1, le=LARGEST)
     """Longest sequence the model is made for: the size of a learned table, and a promise to whoever uses the model."""
+    position_offset: int = Field(default=0, ge=0, le=1024)
+    """Rows of a learned table that come before position 0 and are never read (2 in RoBERTa, OPT and BART)."""
+    rope_theta: float = Field(default=10_000.0, gt=1)
+    """Base of the rotary wavelengths; larger bases suit longer contexts."""
+    rope_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of each head that is rotated, from its front; the rest carries no position (0.25 in Pythia)."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary positions are stretched beyond the length they were learned for; null: not at all."""
+    relative_buckets: int = Field(default=32, ge=2, le=LARGEST)
+    """How many distances a relative bias tells apart."""
+    relative_max_distance: int = Field(default=128, ge=2, le=LARGEST)
+    """Distances from here on share a bucket of the relative bias."""
+    sliding_window: int = Field(default=0, ge=0, le=LARGEST)
+    """How many positions a windowed layer sees back from (and in an encoder, also ahead of) each one, itself included;
+    0: no layer is windowed."""
+    full_attention_layers: tuple[int, ...] = ()
+    """Layers (from 0) that see everything although there is a sliding window."""
+    local_rope_theta: float = Field(default=0.0, ge=0)
+    """`rope_theta` of the windowed layers, which are never scaled then; 0: the same as in the others."""
+    attention_scale: float = Field(default=0.0, ge=0)
+    """What scores are multiplied by before the softmax; 0: 1 / sqrt(`head_width`)."""
+    attention_softcap: float = Field(default=0.0, ge=0)
+    """Scores s become c tanh(s / c), which bounds them by this c (Gemma 2); 0: unbounded."""
     activation: Activation = "silu"
     """Nonlinearity of the MLP; `gelu_tanh` is GPT-2's approximation of `gelu`."""
     mlp: Mlp = "gated"
     """`gated`: down(activation(gate(x)) * up(x)) (Shazeer, 2020); `plain`: down(activation(up(x)))."""
     bias: Bias = "none"
     """Which linear layers have a bias: none, query/key/value, all four of attention, those of the MLP, or all."""
+    embedding_norm: bool = False
+    """Whether the embeddings are normalised before the first block."""
+    embedding_scale: float = Field(default=1.0, gt=0)
+    """What token embeddings are multiplied by (sqrt(D) in the Transformer of 2017 and in Gemma)."""
+    segment_types: int = Field(default=0, ge=0, le=1024)
+    """How many kinds of segment the input tells apart by an embedding (2 in BERT: first and second text); 0: none."""
     tied_embeddings: bool = True
     """Whether the output projection is the embedding table itself; saves V x D parameters."""
+    head: Head = "lm"
+    """What stands on the last hidden states: scores of every token (`lm`; of the masked one, in an encoder), scores of
+    `labels` for a text or for each token, the two ends of an answer, one number for a text, or nothing."""
+    head_hidden: HeadHidden = "none"
+    """A layer of width D between hidden states and head: dense and the function named (`activation`: that of the
+    MLP; `activation_norm`: and a norm)."""
+    head_hidden_bias: bool = True
+    """Whether that layer has a bias."""
+    head_bias: bool = False
+    """Whether the head's last projection has a bias."""
+    pooling: Pooling = "first"
+    """Which hidden state stands for a text (`classification`, `scalar`): that of its first token, of its last, or the
+    mean."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes of a `classification` or `token_classification` head; a single one is a regression."""
+    logit_scale: float = Field(default=1.0, gt=0)
+    """What hidden states are multiplied by before an `lm` head (1 / sqrt(D) in T5, whose embeddings are large)."""
+    logit_softcap: float = Field(default=0.0, ge=0)
+    """Logits z become c tanh(z / c) with this c (Gemma 2); 0: as they are."""
+    decoder_start_id: int = Field(default=0, ge=0, le=LARGEST)
+    """The id an encoder-decoder's target begins with, which is given and not predicted."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the embeddings and of each sublayer's output that is dropped in training."""
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -81,7 +147,7 @@ class ModelConfig(Settings):
         """A width given as null is a width left to us."""
         if not isinstance(values, dict):
             return values
-        derived = ("kv_heads", "head_width", "mlp_width")
+        derived = ("kv_heads", "head_width", "mlp_width", "decoder_layers")
         return {key: value for key, value in values.items() if not (key in derived and value is None)}
 
     @model_validator(mode="after")
@@ -97,15 +163,9 @@ class ModelConfig(Settings):
             self._resolve("kv_heads", self.heads)
         if self.mlp_width == 0:
             self._resolve("mlp_width", default_mlp_width(self.width, self.mlp))
-        if self.heads % self.kv_heads:
-            mistakes.append(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: choose a divisor of it")
-        if self.positions == "rotary" and self.head_width % 2 and not mistakes:
-            mistakes.append(
-                f"rotary positions turn pairs, so head_width={self.head_width} must be even: "
-                "change width or heads, or choose other positions"
-            )
-        if self.positions == "sinusoidal" and self.width % 2:
-            mistakes.append(f"sinusoidal positions come in pairs, so width={self.width} must be even")
+        if self.decoder_layers == 0 and self.kind == "encoder-decoder":
+            self._resolve("decoder_layers", self.layers)
+        mistakes += mistakes_of(self)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
@@ -133,6 +193,21 @@ class ModelConfig(Settings):
     def mlp_bias(self) -> bool:
         """Whether the projections of the MLP have a bias."""
         return self.bias in ("mlp", "all")
+
+    @property
+    def rope_width(self) -> int:
+        """How many elements of each head are rotated."""
+        return int(self.head_width * self.rope_share)
+
+    @property
+    def head_outputs(self) -> int:
+        """How many numbers the head gives for a text or a position."""
+        counts = {"lm": self.vocab_size, "span": 2, "scalar": 1, "none": self.width}
+        return counts.get(self.head, len(self.labels))
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) sees a sliding window only."""
+        return self.sliding_window > 0 and layer not in self.full_attention_layers
 
 
 def default_mlp_width(width: int, mlp: Mlp) -> int:

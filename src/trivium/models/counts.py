@@ -2,7 +2,8 @@
 
 FLOPs count each multiplication and each addition of a matrix product, 2 per weight and token; norms, activations,
 softmax, rotations and the embedding look-up are left out, as is usual (Kaplan et al., 2020, table 1). Attention is
-counted in full: that causal scores are half masked is the kernel's affair. A backward pass costs twice a forward one.
+counted in full: that causal scores are half masked, or windowed ones mostly, is the kernel's affair. A backward pass
+costs twice a forward one.
 
 Invariant its test checks: the counts equal those of the built model and of torch's own FLOP counter, exactly.
 """
@@ -14,34 +15,67 @@ from trivium.models.config import ModelConfig
 
 def num_parameters(config: ModelConfig) -> int:
     """All parameters; a table that is both embedding and head counts once."""
-    final_norms = 1 if config.norm_placement == "pre" else 0
-    blocks = config.layers * (_attention(config) + _mlp(config) + 2 * _norm(config))
-    return num_embedding_parameters(config) + blocks + final_norms * _norm(config) + _head(config)
+    stacks = _stack(config, config.layers, crosses=False)
+    if config.kind == "encoder-decoder":
+        stacks += _stack(config, config.decoder_layers, crosses=True)
+    return num_embedding_parameters(config) + stacks + _head(config)
 
 
 def num_embedding_parameters(config: ModelConfig) -> int:
-    """Parameters of the tables of tokens and of learned positions; an untied head is not among them."""
-    positions = config.max_positions if config.positions == "learned" else 0
-    return (config.vocab_size + positions) * config.width
-
-
-def num_non_embedding_parameters(config: ModelConfig) -> int:
-    """Parameters outside the tables and outside the head: what scaling laws call N."""
-    return num_parameters(config) - num_embedding_parameters(config) - _head(config)
+    """Parameters of the tables of tokens, positions, segment types and relative distances; an untied head is not among
+    them."""
+    positions = config.position_offset + config.max_positions if config.positions == "learned" else 0
+    relative = config.relative_buckets * config.heads if config.positions == "relative" else 0
+    stacks = 2 if config.kind == "encoder-decoder" else 1
+    return config.vocab_size * config.width + stacks * ((positions + config.segment_types) * config.width + relative)
 
 
 def flops_per_token(config: ModelConfig, context: int) -> int:
-    """Forward FLOPs for one token that attends to `context` positions, logits included."""
-    query_width, kv_width = config.heads * config.head_width, config.kv_heads * config.head_width
-    projections = config.width * (2 * query_width + 2 * kv_width)
-    mlp = config.width * config.mlp_width * _mlp_matrices(config)
-    attention = 2 * query_width * context  # scores, and the weighted sum of values
-    return 2 * (config.layers * (projections + mlp + attention) + config.vocab_size * config.width)
+    """Forward FLOPs for one token that attends to `context` positions, logits included.
+
+    Of an encoder-decoder: the mean over the tokens of a source and a target of `context` positions each.
+    """
+    encoding = config.layers * _block_flops(config, context)
+    if config.kind != "encoder-decoder":
+        return encoding + _head_flops(config)
+    decoding = config.decoder_layers * (_block_flops(config, context) + _attention_flops(config, context))
+    return (encoding + decoding + _head_flops(config)) // 2
 
 
 def training_flops_per_token(config: ModelConfig, context: int) -> int:
     """FLOPs of forward and backward for one token of a row of `context` positions, nothing recomputed."""
     return 3 * flops_per_token(config, context)
+
+
+def _block_flops(config: ModelConfig, context: int) -> int:
+    """For one token, of one block without cross-attention."""
+    return _attention_flops(config, context) + 2 * config.width * config.mlp_width * _mlp_matrices(config)
+
+
+def _attention_flops(config: ModelConfig, context: int) -> int:
+    """Projections, scores and the weighted sum of values; a source's keys and values count as if per target token."""
+    query_width, kv_width = config.heads * config.head_width, config.kv_heads * config.head_width
+    return 2 * (config.width * (2 * query_width + 2 * kv_width) + 2 * query_width * context)
+
+
+def _head_flops(config: ModelConfig) -> int:
+    """For one position."""
+    hidden = config.width**2 if config.head_hidden != "none" else 0
+    projection = 0 if config.head == "none" else config.head_outputs * config.width
+    return 0 if config.head == "none" else 2 * (hidden + projection)
+
+
+def _stack(config: ModelConfig, layers: int, *, crosses: bool) -> int:
+    """Blocks and norms."""
+    sandwich = config.norm_placement == "sandwich"
+    sublayers = 3 if crosses else 2
+    attentions = _attention(config) * (2 if crosses else 1)
+    qk_norms = 2 * _norm(config, config.head_width) if config.qk_norm == "head" else 0
+    norms = sublayers * (2 if sandwich else 1) * _norm(config, config.width)
+    final = 0 if config.norm_placement == "post" else _norm(config, config.width)
+    embedding = _norm(config, config.width) if config.embedding_norm else 0
+    absent = 0 if config.norm_first_attention else _norm(config, config.width)
+    return layers * (attentions + qk_norms + _mlp(config) + norms) + final + embedding - absent
 
 
 def _attention(config: ModelConfig) -> int:
@@ -61,9 +95,17 @@ def _mlp_matrices(config: ModelConfig) -> int:
     return 3 if config.mlp == "gated" else 2
 
 
-def _norm(config: ModelConfig) -> int:
-    return config.width * (2 if config.norm == "layernorm" else 1)
+def _norm(config: ModelConfig, width: int) -> int:
+    return width * (2 if config.norm == "layernorm" else 1)
 
 
 def _head(config: ModelConfig) -> int:
-    return 0 if config.tied_embeddings else config.vocab_size * config.width
+    hidden = 0
+    if config.head_hidden != "none":
+        hidden = config.width**2 + (config.width if config.head_hidden_bias else 0)
+        hidden += _norm(config, config.width) if config.head_hidden == "activation_norm" else 0
+    if config.head == "none":
+        return hidden
+    biases = config.head_outputs if config.head_bias else 0
+    tied = config.head == "lm" and config.tied_embeddings
+    return hidden + biases + (0 if tied else config.head_outputs * config.width)

@@ -3,7 +3,7 @@
 **The linear contract.** Every matrix of a block is a plain `torch.nn.Linear` in a slot of its own (query, key, value,
 output, gate, up, down). What wraps or replaces one (LoRA, int8, int4) must keep `in_features`, `out_features` and
 `forward(x: (..., in)) -> (..., out)`; nothing here reads `.weight` or `.bias` of a linear layer, with one exception:
-`Decoder.head_weight` reads the `.weight` of an untied head.
+`Head.projection` reads those of an untied language-model head.
 
 Two backward passes are written out, because autograd's cost too much on a CPU: RMSNorm's (five times slower there than
 LayerNorm's) and that of the gated product (which would keep a third tensor of width F). Their tests compare both with
@@ -72,16 +72,21 @@ class _RMSNormOnCPU(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (Zhang & Sennrich, 2019), computed in fp32 or better."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, around_one: bool = False) -> None:
+        """`around_one`: the weight is kept as its distance from 1 (Gemma), so that weight decay pulls it there."""
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width) if around_one else torch.ones(width))
+        self.eps, self.around_one = eps, around_one
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if torch.is_grad_enabled() and x.device.type == "cpu":
+        if self.around_one or (torch.is_grad_enabled() and x.device.type == "cpu"):
             wide = torch.promote_types(x.dtype, torch.float32)
-            normed: Tensor = _RMSNormOnCPU.apply(x.to(wide), self.weight.to(wide), self.eps)  # type: ignore[no-untyped-call]
+            weight = self.weight.to(wide) + 1 if self.around_one else self.weight.to(wide)
+            if torch.is_grad_enabled() and x.device.type == "cpu":
+                normed: Tensor = _RMSNormOnCPU.apply(x.to(wide), weight, self.eps)  # type: ignore[no-untyped-call]
+            else:
+                normed = F.rms_norm(x.to(wide), weight.shape, weight, self.eps)
             return normed.to(x.dtype)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -89,10 +94,10 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean(x)) / std(x) * weight + bias (Ba et al., 2016)."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,9 +105,12 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def build_norm(config: ModelConfig) -> nn.Module:
-    """The norm a config asks for."""
-    return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width, config.norm_eps)
+def build_norm(config: ModelConfig, width: int = 0) -> nn.Module:
+    """The norm a config asks for, of the model's width or another."""
+    width = width or config.width
+    if config.norm in ("rmsnorm", "rmsnorm_around_one"):
+        return RMSNorm(width, config.norm_eps, around_one=config.norm == "rmsnorm_around_one")
+    return LayerNorm(width, config.norm_eps, bias=config.norm == "layernorm")
 
 
 class _GatedProduct(torch.autograd.Function):

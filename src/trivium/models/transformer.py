@@ -1,9 +1,8 @@
-"""From ids to hidden states to logits: one block, one stack of blocks, and the decoder that is a thin policy over it.
+"""One block and one stack of blocks, on which encoder, decoder and encoder-decoder are thin policies.
 
-Ids are embedded (and given positions, where these are added), pass L blocks of attention and MLP on a residual stream
-(Vaswani et al., 2017; pre-norm as in Radford et al., 2019), are normalised and projected to the vocabulary. What a
-stack may see is an argument (`causal`): the encoder of a later day is the same stack with `causal=False`, and an
-encoder-decoder is two of them.
+Embedded ids (given positions, where these are added) pass L blocks of attention and MLP on a residual stream (Vaswani
+et al., 2017; pre-norm as in Radford et al., 2019). What a stack may see is a property of the stack (`causal`); whether
+its blocks also look at a source is another (`reads_source`).
 
 Invariants its tests check: equal logits and gradients to `transformers` for equal weights; documents packed into one
 row do not reach each other (exactly); any cached split equals one pass; recomputed activations change nothing.
@@ -11,57 +10,124 @@ row do not reach each other (exactly); any cached split equals one pass; recompu
 
 from __future__ import annotations
 
-import hashlib
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trivium.models.attention import Attention, Cache, Shared, attention_mask, prefers_blocks
-from trivium.models.config import Kind, ModelConfig
+from trivium.models.attention import Attention, CrossAttention, Shared, View, prefers_blocks
+from trivium.models.cache import Cache, Memory
+from trivium.models.config import ModelConfig
 from trivium.models.layers import MLP, build_norm
-from trivium.models.positions import positions_in_segments, rotation, sinusoids
+from trivium.models.masks import alibi_bias, attention_mask, cross_mask, relative_buckets
+from trivium.models.positions import Rotation, positions_in_segments, rotation, sinusoids
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the residual stream."""
+    """Attention (to itself, and to a source) and MLP, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, reads_source: bool = False) -> None:
         super().__init__()
-        self.attention_norm = build_norm(config)
-        self.attention = Attention(config)
+        normed = layer > 0 or config.norm_first_attention
+        sandwich = config.norm_placement == "sandwich"
+        self.attention_norm = build_norm(config) if normed else None
+        self.attention = Attention(config, layer)
+        self.attention_output_norm = build_norm(config) if sandwich else None
+        self.cross_norm = build_norm(config) if reads_source else None
+        self.cross = CrossAttention(config) if reads_source else None
+        self.cross_output_norm = build_norm(config) if reads_source and sandwich else None
         self.mlp_norm = build_norm(config)
         self.mlp = MLP(config)
-        self.pre_norm = config.norm_placement == "pre"
+        self.mlp_output_norm = build_norm(config) if sandwich else None
+        self.post_norm = config.norm_placement == "post"
+        self.parallel = config.residual == "parallel"
         self.dropout = config.dropout
 
     def forward(self, x_BTD: Tensor, shared: Shared, layer: int) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if self.pre_norm:
-            # Normed values are cast once here, not once by each of the linear layers that read them under autocast.
-            attended = self.attention(self.attention_norm(x_BTD).to(shared.dtype), shared, layer)
-            x_BTD = x_BTD + self._dropped(attended)
-            return x_BTD + self._dropped(self.mlp(self.mlp_norm(x_BTD).to(shared.dtype)))
-        x_BTD = self.attention_norm(x_BTD + self._dropped(self.attention(x_BTD, shared, layer)))
-        return self.mlp_norm(x_BTD + self._dropped(self.mlp(x_BTD)))  # type: ignore[no-any-return]
+        if self.parallel:
+            attended = self.attention(self._normed(x_BTD, self.attention_norm, shared), shared, layer)
+            mapped = self.mlp(self._normed(x_BTD, self.mlp_norm, shared))
+            return x_BTD + self._dropped(attended) + self._dropped(mapped)
+        x_BTD = self._added(
+            x_BTD,
+            self.attention(self._normed(x_BTD, self.attention_norm, shared), shared, layer),
+            self.attention_norm,
+            self.attention_output_norm,
+        )
+        if self.cross is not None:
+            crossed = self.cross(self._normed(x_BTD, self.cross_norm, shared), shared, layer)
+            x_BTD = self._added(x_BTD, crossed, self.cross_norm, self.cross_output_norm)
+        mapped = self.mlp(self._normed(x_BTD, self.mlp_norm, shared))
+        return self._added(x_BTD, mapped, self.mlp_norm, self.mlp_output_norm)
+
+    def _normed(self, x_BTD: Tensor, norm: nn.Module | None, shared: Shared) -> Tensor:
+        """What enters a sublayer; normed values are cast once, not by each linear layer that reads them."""
+        return x_BTD if self.post_norm or norm is None else norm(x_BTD).to(shared.dtype)
+
+    def _added(self, x_BTD: Tensor, written: Tensor, norm: nn.Module | None, output_norm: nn.Module | None) -> Tensor:
+        """The residual stream after a sublayer."""
+        if output_norm is not None:
+            written = output_norm(written)
+        x_BTD = x_BTD + self._dropped(written)
+        return norm(x_BTD) if self.post_norm and norm is not None else x_BTD
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class Stack(nn.Module):
-    """L blocks and, when norms come first, the final norm."""
+    """Everything between token embeddings and head: positions, L blocks and, unless norms come last, a final norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layers: int, *, causal: bool, reads_source: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = build_norm(config) if config.norm_placement == "pre" else None
+        D = config.width
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.position_offset + config.max_positions, D) if learned else None
+        self.types = nn.Embedding(config.segment_types, D) if config.segment_types else None
+        self.embedding_norm = build_norm(config) if config.embedding_norm else None
+        relative = config.positions == "relative"
+        self.relative = nn.Embedding(config.relative_buckets, config.heads) if relative else None
+        self.blocks = nn.ModuleList(Block(config, layer, reads_source=reads_source) for layer in range(layers))
+        self.norm = None if config.norm_placement == "post" else build_norm(config)
+        self.config, self.causal, self.reads_source = config, causal, reads_source
         self.gradient_checkpointing = False
 
-    def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
-        """(B, T, D) -> (B, T, D), normalised."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        types: Tensor | None = None,
+        prefix: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, Cache | None]:
+        """Token embeddings to hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`."""
+        T, past, device = x_BTD.shape[1], 0 if cache is None else cache.length, x_BTD.device
+        if self.positions is not None and past + T > self.config.max_positions:
+            raise ValueError(
+                f"{past + T} positions, but this model has learned {self.config.max_positions}: shorten the input"
+            )
+        if prefix is not None and past:
+            raise ValueError("a prefix must be read in one pass: the cache already holds positions")
+        if cache is not None:
+            cache = cache.extended(T, segments)
+            segments = None if cache.segments is None else cache.segments[:, : cache.length]
+        if positions is None and segments is not None:
+            positions = positions_in_segments(segments)[:, past:]
+        elif positions is None:
+            positions = torch.arange(past, past + T, device=device)
+        x_BTD = self._embedded(x_BTD, positions, types)
+        shared = self._shared(x_BTD, past, positions, segments, prefix, cache, memory)
+        return self._through_blocks(x_BTD, shared), cache
+
+    def cross_attentions(self) -> list[CrossAttention]:
+        """Those of all blocks, in order; empty for a stack that reads no source."""
+        return [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
+
+    def _through_blocks(self, x_BTD: Tensor, shared: Shared) -> Tensor:
         for layer, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, shared, layer, use_reentrant=False, preserve_rng_state=True)
@@ -69,82 +135,74 @@ class Stack(nn.Module):
                 x_BTD = block(x_BTD, shared, layer)
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
-
-class Decoder(nn.Module):
-    """A causal language model."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.max_positions, config.width) if config.positions == "learned" else None
-        self.stack = Stack(config)
-        self.head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether activations are recomputed in the backward pass; see `set_gradient_checkpointing`."""
-        return self.stack.gradient_checkpointing
-
-    def hidden(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions: Tensor | None = None,
-        segments: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Tensor, Cache | None]:
-        """Hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`.
-
-        `segments` (B, T): positions attend only within their own segment; 0 is padding. None: one document a row (or,
-        with a cache that holds segments, the continuation of each row's last one).
-        `positions` (B, T) int64; None: counted from 0 in each segment, and on from what the cache holds.
-        """
-        T, past = ids_BT.shape[1], 0 if cache is None else cache.length
-        if self.positions is not None and past + T > self.config.max_positions:
-            raise ValueError(
-                f"{past + T} positions, but this model has learned {self.config.max_positions}: shorten the input"
-            )
-        if cache is not None:
-            cache = cache.extended(T, segments)
-            segments = None if cache.segments is None else cache.segments[:, : cache.length]
-        if positions is None and segments is not None:
-            positions = positions_in_segments(segments)[:, past:]
-        elif positions is None:
-            positions = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTD = self._embedded(ids_BT, positions)
-        dtype = _matmul_dtype(x_BTD)
-        turn = None
-        if self.config.positions == "rotary":
-            turn = rotation(positions, self.config.head_width, self.config.rope_theta, dtype)
-        mask = attention_mask(T, segments, past + T, True, dtype, ids_BT.device)
-        by_blocks = past == 0 and T > 1 and prefers_blocks(ids_BT.device, dtype)
-        return self.stack(x_BTD, Shared(True, mask, turn, cache, dtype, by_blocks)), cache
-
-    def forward(self, ids_BT: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Logits of the next token at each position, (B, T, V)."""
-        hidden_BTD, _ = self.hidden(ids_BT, positions=positions, segments=segments)
-        return self.logits(hidden_BTD)
-
-    def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """(..., D) -> (..., V): unnormalised log-probabilities of the next token."""
-        if self.head is None:
-            return F.linear(hidden_BTD, self.embedding.weight)
-        return self.head(hidden_BTD)  # type: ignore[no-any-return]
-
-    def head_weight(self) -> Tensor:
-        """(V, D): the matrix `logits` multiplies by, for losses that never hold all logits at once."""
-        return self.embedding.weight if self.head is None else self.head.weight
-
-    def _embedded(self, ids_BT: Tensor, positions: Tensor) -> Tensor:
-        x_BTD = self.embedding(ids_BT)
+    def _embedded(self, x_BTD: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
+        """Token embeddings with all that is added to them."""
+        config = self.config
+        if config.embedding_scale != 1.0:
+            x_BTD = x_BTD * config.embedding_scale
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(positions)
-        elif self.config.positions == "sinusoidal":
-            x_BTD = x_BTD + sinusoids(positions, self.config.width).to(x_BTD.dtype)
-        if self.config.dropout:
-            x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
-        return x_BTD  # type: ignore[no-any-return]
+            x_BTD = x_BTD + self.positions(positions + config.position_offset)
+        elif config.positions == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(positions, config.width).to(x_BTD.dtype)
+        if self.types is not None:
+            x_BTD = x_BTD + (self.types.weight[0] if types is None else self.types(types))
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        return F.dropout(x_BTD, config.dropout, self.training) if config.dropout else x_BTD
+
+    def _shared(
+        self,
+        x_BTD: Tensor,
+        past: int,
+        positions: Tensor,
+        segments: Tensor | None,
+        prefix: Tensor | None,
+        cache: Cache | None,
+        memory: Memory | None,
+    ) -> Shared:
+        """Masks and rotations, made once for all layers."""
+        config, T, device = self.config, x_BTD.shape[1], x_BTD.device
+        dtype = _matmul_dtype(x_BTD)
+        bias = self._bias(T, past + T, dtype, device)
+        blocks_suit = past == 0 and T > 1 and bias is None and prefers_blocks(device, dtype)
+        causal = self.causal and prefix is None
+
+        def view(window: int) -> View:
+            mask = attention_mask(T, segments, past + T, self.causal, dtype, device, window=window, prefix_BS=prefix)
+            if bias is not None and mask is None and self.causal and T > 1:  # a bias cannot go with the faster way
+                mask = torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu_(1)
+            if bias is not None:
+                mask = bias if mask is None else bias + mask
+            return View(mask, causal, blocks_suit)
+
+        full = view(0)
+        turn, local_turn = self._rotations(positions, dtype)
+        source = View(None, False, False)
+        if memory is not None:
+            targets = None if segments is None else segments[:, past:]
+            mask = cross_mask(targets, memory.segments, dtype)
+            source = View(mask, False, T > 1 and prefers_blocks(device, dtype))
+        windowed = view(config.sliding_window) if config.sliding_window else full
+        return Shared(full, windowed, turn, local_turn, cache, memory, source, dtype)
+
+    def _bias(self, tokens: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """What is added to the scores by distance, (1, H, T, S)."""
+        config = self.config
+        if self.relative is not None:
+            buckets_TS = relative_buckets(
+                tokens, length, self.causal, config.relative_buckets, config.relative_max_distance, device
+            )
+            return self.relative(buckets_TS).permute(2, 0, 1)[None].to(dtype)  # type: ignore[no-any-return]
+        if config.positions == "alibi":
+            return alibi_bias(config.heads, tokens, length, device).to(dtype)
+        return None
+
+    def _rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Rotation | None, Rotation | None]:
+        """Those of layers that see everything, and of windowed ones."""
+        if self.config.positions != "rotary":
+            return None, None
+        turn = rotation(positions, self.config, dtype)
+        return turn, rotation(positions, self.config, dtype, local=True) if self.config.local_rope_theta else turn
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:
@@ -153,41 +211,3 @@ def _matmul_dtype(x: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
-
-
-# The model for each kind of stack.
-MODELS: dict[Kind, type[Decoder]] = {"decoder": Decoder}
-
-
-def build_model(config: ModelConfig) -> Decoder:
-    """The model a config describes, with torch's default weights: `initialise` it or load weights into it."""
-    return MODELS[config.kind](config)
-
-
-def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:
-    """Recompute each block's activations in the backward pass instead of keeping them (Chen et al., 2016)."""
-    for module in model.modules():
-        if isinstance(module, Stack):
-            module.gradient_checkpointing = on
-
-
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Draw all weights of a fresh model: the only place where initial weights are decided.
-
-    Matrices and tables are normal(0, init_std); the two projections of a block that write to the residual stream are
-    scaled by 1/sqrt(2 L) (Radford et al., 2019), since 2 L of them add up there. Norm weights are 1, biases 0. Each
-    parameter has its own generator, seeded by (seed, its name): order, device and other parameters have no influence.
-    """
-    residual_std = config.init_std / math.sqrt(2 * config.layers)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            else:
-                std = residual_std if name.endswith(("attention.output.weight", "mlp.down.weight")) else config.init_std
-                digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-                draw = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-                parameter.copy_(draw)

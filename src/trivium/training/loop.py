@@ -24,7 +24,7 @@ from torch import nn
 
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
-from trivium.models.transformer import set_gradient_checkpointing
+from trivium.models.build import set_gradient_checkpointing
 from trivium.progress import SILENT, Progress
 from trivium.runtime import Runtime
 from trivium.training.checkpoint import RunState, pack_state, restore, run_tensors

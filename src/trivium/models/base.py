@@ -1,0 +1,32 @@
+"""What encoder, decoder and encoder-decoder have in common: a table of tokens in front, a head behind."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trivium.models.config import ModelConfig
+from trivium.models.heads import Head, Projection
+
+
+class LanguageModel(nn.Module):
+    """A model of one of the three kinds."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.head = Head(config)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): unnormalised log-probabilities of tokens; for `lm` heads."""
+        if self.config.head != "lm":
+            raise ValueError(f"a model with a {self.config.head} head has no token scores")
+        return self.head(hidden, None, self.embedding.weight)  # type: ignore[no-any-return]
+
+    def projection(self, hidden: Tensor) -> Projection:
+        """The same, not multiplied out, for losses that never hold all logits at once."""
+        return self.head.projection(hidden, self.embedding.weight)
+
+    def result(self, hidden_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What the head makes of hidden states; see `Head.forward`."""
+        return self.head(hidden_BTD, segments, self.embedding.weight)  # type: ignore[no-any-return]
