@@ -8,6 +8,7 @@ from torch import Tensor
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
+from trivium.models.rope_scaling import RopeScaling
 
 BASE = ModelConfig(vocab_size=61, width=32, layers=2, heads=4, max_positions=1024, init_std=0.3)
 
@@ -23,6 +24,27 @@ VARIANTS: dict[str, ModelConfig] = {
     ),
     "post-norm rmsnorm, rotary, qkv bias": BASE.changed(norm_placement="post", bias="qkv", kv_heads=2),
     "no positions, gelu": BASE.changed(positions="none", activation="gelu", head_width=10),
+    "alibi, embedding norm": BASE.changed(positions="alibi", norm="layernorm", embedding_norm=True, heads=4),
+    "relative, scale 1": BASE.changed(positions="relative", attention_scale=1.0, logit_scale=0.2, relative_buckets=8),
+    "parallel, part of a head rotated": BASE.changed(residual="parallel", norm="layernorm", rope_share=0.5, bias="all"),
+    "windows, sandwich, caps, qk-norm": BASE.changed(
+        norm="rmsnorm_around_one",
+        norm_placement="sandwich",
+        layers=3,
+        sliding_window=5,
+        full_attention_layers=(1,),
+        local_rope_theta=100.0,
+        attention_softcap=3.0,
+        logit_softcap=4.0,
+        qk_norm="head",
+        embedding_scale=5.0,
+        kv_heads=2,
+    ),
+    "window in every layer, yarn": BASE.changed(
+        sliding_window=9,
+        kv_heads=1,
+        rope_scaling=RopeScaling(method="yarn", factor=4.0, original_max_positions=16),
+    ),
 }
 
 

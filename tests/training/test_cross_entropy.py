@@ -58,6 +58,43 @@ def test_equals_plain_in_fp32_and_when_none_or_most_are_ignored(share_ignored: f
     assert_equal_to_plain(16, torch.float64, 1e-12, share_ignored)
 
 
+def plain_with_everything(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Bias, capped logits and smoothed labels, by the book."""
+    logits = 3.0 * (F.linear(hidden, weight, bias) / 3.0).tanh()
+    return F.cross_entropy(
+        logits.reshape(-1, VOCABULARY),
+        targets.reshape(-1),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+
+
+def difference_with_everything(chunk: int, smoothing: float, bias_of_ours: float = 0.0) -> float:
+    """Largest relative difference of loss and gradients, in fp64."""
+    hidden, weight, targets = inputs(torch.float64)
+    bias = torch.randn(VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    expected = plain_with_everything(hidden, weight, bias, targets, smoothing)
+    result = chunked_cross_entropy(
+        hidden, weight, targets, bias + bias_of_ours, 3.0, label_smoothing=smoothing, chunk_tokens=chunk
+    )
+    inputs_ = (hidden, weight, bias)
+    pairs = zip(torch.autograd.grad(result.sum, inputs_), torch.autograd.grad(expected, inputs_), strict=True)
+    errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
+    return max(abs((result.sum / expected).item() - 1), *errors)
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_bias_cap_and_smoothing_equal_plain(chunk: int, smoothing: float) -> None:
+    assert difference_with_everything(chunk, smoothing) <= 1e-12
+
+
+def test_control_another_bias_is_caught() -> None:
+    weights = torch.arange(VOCABULARY, dtype=torch.float64)
+    assert difference_with_everything(7, 0.1, weights / VOCABULARY) > 1e-3  # type: ignore[arg-type]
+
+
 def test_small_softmax_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "SOFTMAX_BYTES", 5 * VOCABULARY * 8)
     assert_equal_to_plain(13, torch.float64, 1e-12)

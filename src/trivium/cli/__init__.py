@@ -39,8 +39,15 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("Learn", "Train a model on raw text, as a recipe says"),
     "resume": Verb("Learn", "Go on with a run that was interrupted, bit for bit"),
     "generate": Verb("Use", "Continue a prompt"),
-    "metric": Verb("Judge", "Numbers from a model or from predictions: perplexity"),
+    "chat": Verb("Use", "Talk with a model"),
+    "fill-mask": Verb("Use", "Fill the [MASK] in a text"),
+    "seq2seq": Verb("Use", "Turn a text into another: translate, summarise"),
+    "classify": Verb("Use", "Tell the class of a text"),
+    "embed": Verb("Use", "Turn texts into vectors"),
+    "export": Verb("Use", "Write a model as a Hugging Face directory or a GGUF file"),
+    "metric": Verb("Judge", "Numbers from a model or from predictions: perplexity, rouge, bleu"),
     "report": Verb("Judge", "One self-contained page about a run"),
+    "matrix": Verb("Judge", "What works with what, as tested"),
 }
 
 # Nor is a path that cannot be used.

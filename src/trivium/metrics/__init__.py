@@ -4,6 +4,8 @@ A metric whose function bears its module's name is imported here at once, so tha
 function; every module here is cheap to import (no torch).
 """
 
+from trivium.metrics.bleu import bleu
 from trivium.metrics.perplexity import perplexity
+from trivium.metrics.rouge import rouge
 
-__all__ = ["perplexity"]
+__all__ = ["bleu", "perplexity", "rouge"]

@@ -44,7 +44,7 @@ def attention_mask(
             seen = seen | prefix_BS[:, None, None, :]
     if narrow:
         near = queries - index < window
-        if not causal:
+        if not causal or prefix_BS is not None:
             near &= index - queries < window
         seen = near[None, None] if seen is None else seen & near
     if segments_BS is not None:
