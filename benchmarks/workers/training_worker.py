@@ -87,7 +87,7 @@ def our_config(job: Job, family: str) -> Any:
 def our_step(job: Job) -> tuple[nn.Module, Step]:
     """Trivium: a step of the real loop."""
     from trivium.data.batch import Batch
-    from trivium.models.transformer import build_model, initialise
+    from trivium.models.build import build_model, initialise
     from trivium.pretraining.causal import CausalObjective
     from trivium.progress import SILENT
     from trivium.runtime import Runtime, prepare_process

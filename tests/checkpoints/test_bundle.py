@@ -18,7 +18,7 @@ from trivium.checkpoints.directory import save_model_directory
 from trivium.errors import UserError
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import build_model, initialise
+from trivium.models.build import build_model, initialise
 from trivium.tokenizer.bpe import Tokenizer
 
 TEXT = "It was the age of wisdom, it was the age of foolishness. "

@@ -115,7 +115,8 @@ def check_gradients(reference: Any, model: Model, folder: Path) -> None:
         owner.zero_grad()
         loss = (result.log_softmax(-1) if result.shape[-1] > 2 else result) * direction
         loss.sum().backward()
-    theirs = {name: _gradient(parameter) for name, parameter in reference.named_parameters()}
+    learned = ((name, parameter) for name, parameter in reference.named_parameters() if parameter.requires_grad)
+    theirs = {name: _gradient(parameter) for name, parameter in learned}
     ours = {name: _gradient(parameter) for name, parameter in model.named_parameters()}
     family = FAMILIES[json.loads((folder / "config.json").read_text())["model_type"]]
     wrong, compared = [], 0
@@ -184,6 +185,8 @@ def check_way_back(reference: Any, model: Model, config: ModelConfig, folder: Pa
         ours, output_loading_info=True, attn_implementation=reference.config._attn_implementation
     )
     assert not info["mismatched_keys"] and not info["unexpected_keys"], info
+    again.config.pad_token_id = reference.config.pad_token_id  # token ids are the tokenizer's to say
+    again.config.eos_token_id = reference.config.eos_token_id
     given = inputs(config)
     found, expected = reference_result(again.eval(), given), reference_result(reference, given)
     assert relative(found, expected) <= RESULT

@@ -16,7 +16,8 @@ from trivium.errors import UserError
 from trivium.families import FAMILIES, family_for
 from trivium.families.llama import LLAMA
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model
+from trivium.models.build import build_model
+from trivium.models.decoder import Decoder
 
 B, T = 2, 33
 

@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.models.build import build_model, initialise
+from trivium.models.decoder import Decoder
 from trivium.tokenizer.bpe import Tokenizer
 
 TEXT = "".join(inspect.getsource(module) for module in (argparse, random, textwrap))

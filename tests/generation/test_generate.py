@@ -18,7 +18,8 @@ from trivium.generation.generate import Generation, generate, stream
 from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model, initialise
+from trivium.models.build import build_model, initialise
+from trivium.models.decoder import Decoder
 from trivium.tokenizer.bpe import Tokenizer
 
 Prompts = list[list[int]]

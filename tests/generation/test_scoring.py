@@ -21,7 +21,7 @@ from trivium.generation.scoring import (
     sum_scores,
     token_logprobs,
 )
-from trivium.models.transformer import Decoder
+from trivium.models.decoder import Decoder
 from trivium.tokenizer.bpe import Tokenizer
 
 PREFIX = -1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
-from trivium.models.transformer import build_model, set_gradient_checkpointing
+from trivium.models.build import build_model, set_gradient_checkpointing
 from trivium.planner import memory
 from trivium.planner.memory import FP32, MemoryPlan, estimate, fits, kept_activation_bytes
 from trivium.runtime import Precision
@@ -137,7 +137,7 @@ import json, sys
 import torch
 from trivium.data.batch import Batch
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import build_model, set_gradient_checkpointing
+from trivium.models.build import build_model, set_gradient_checkpointing
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime, keep_freed_memory
 from trivium.training.distributed import Peers

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trivium.checkpoints.directory import load_model_directory, read_eos_ids, save_model_directory
+from trivium.checkpoints.config_files import read_config, read_eos_ids, read_generation
+from trivium.checkpoints.directory import load_model_directory, save_model_directory
 from trivium.checkpoints.resolve import resolve_model
 from trivium.config import build_settings
 from trivium.errors import UserError
-from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder
+from trivium.families import family_for
+from trivium.models.build import Model
+from trivium.models.config import Head, Kind, ModelConfig
+from trivium.models.decoder import Decoder
+from trivium.models.encoder import Encoder
 from trivium.runtime import Precision
 
 if TYPE_CHECKING:
     import torch
 
+    from trivium.generation.classify import Classification
+    from trivium.generation.fill_mask import Candidate
     from trivium.generation.generate import Generation
     from trivium.generation.settings import GenerationSettings
     from trivium.metrics.perplexity import Perplexity
@@ -50,18 +56,35 @@ class TokenLogprob:
 class Bundle:
     """Model, tokenizer and config that belong together."""
 
-    model: Decoder
-    """The model; `bundle.model(ids_BT)` gives logits (B, T, V)."""
+    model: Model
+    """The model; `bundle.model(ids_BT)` gives what its head does: of a language model logits (B, T, V)."""
     tokenizer: Tokenizer
     """Its tokenizer."""
     config: ModelConfig
     """Its shape."""
     eos_ids: tuple[int, ...] = ()
     """The ids that end a text; empty: the tokenizer's end-of-text token."""
+    family: str = ""
+    """The published family it was read as and is saved as; empty: whichever fits."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How an encoder-decoder generates unless told otherwise: fields of `GenerationSettings`."""
+    notes: tuple[str, ...] = ()
+    """What of its files was left out, and what of the model is not from its files, one line each."""
 
     def save(self, directory: str | Path, *, dtype: Precision = "fp32") -> None:
         """Write a model directory; see `directory.save_model_directory`."""
-        save_model_directory(directory, self.model, self.config, self.tokenizer, dtype=dtype, eos_ids=self.eos_ids)
+        from trivium.generation.settings import GenerationSettings
+
+        save_model_directory(
+            directory,
+            self.model,
+            self.config,
+            self.tokenizer,
+            dtype=dtype,
+            generation=build_settings(GenerationSettings, self.generation, "generation"),
+            eos_ids=self.eos_ids,
+            family=self.family or None,
+        )
 
     def generate(
         self,
@@ -71,15 +94,19 @@ class Bundle:
         stream: Callable[[str], None] | None = None,
         **changes: Any,
     ) -> Generation:
-        """Continue one prompt. Settings come as an object or by name: `generate("a", temperature=0.8, top_p=0.9)`.
+        """Continue one prompt; of an encoder-decoder, write the target of a source.
 
-        `stream` is called with each new piece of text. Raises UserError for settings that do not exist.
+        Settings come as an object or by name: `generate("a", temperature=0.8, top_p=0.9)`; what they leave open is as
+        in `generation`. `stream` is called with each new piece of text. Raises UserError for settings that do not
+        exist, and for a model that generates no text.
         """
+        self._refuse_unless("generate", "decoder", "encoder-decoder")
+        assert not isinstance(self.model, Encoder)  # by its kind
         from trivium.generation.generate import generate
         from trivium.generation.settings import GenerationSettings
 
-        base = {} if settings is None else settings.model_dump()
-        chosen = build_settings(GenerationSettings, {**base, **changes}, "generate")
+        asked = {} if settings is None else settings.model_dump(exclude_unset=True)
+        chosen = build_settings(GenerationSettings, {**self.generation, **asked, **changes}, "generate")
         (generation,) = generate(
             self.model,
             self.tokenizer,
@@ -90,13 +117,42 @@ class Bundle:
         )
         return generation
 
+    def seq2seq(self, text: str, settings: GenerationSettings | None = None, **changes: Any) -> Generation:
+        """What an encoder-decoder makes of `text`: `generate` for these models alone."""
+        self._refuse_unless("seq2seq", "encoder-decoder")
+        return self.generate(text, settings, **changes)
+
+    def fill_mask(self, text: str, top_k: int = 5) -> list[Candidate]:
+        """The likeliest tokens for the mask token in `text`, best first; of masked language models."""
+        self._refuse_unless("fill_mask", "encoder")
+        assert isinstance(self.model, Encoder)  # by its kind
+        from trivium.generation.fill_mask import fill_mask
+
+        return fill_mask(self.model, self.tokenizer, text, top_k)
+
+    def classify(self, text: str, pair: str | None = None) -> Classification:
+        """The class of a text, or of a pair of texts, and the probability of each class."""
+        if self.config.head != "classification":
+            raise UserError(f"classify needs a classification head; {self._description()}")
+        from trivium.generation.classify import classify
+
+        (result,) = classify(self.model, self.tokenizer, [text], None if pair is None else [pair])
+        return result
+
+    def embed(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """One vector of length 1 for each text, (N, D): the mean of its hidden states."""
+        from trivium.generation.embed import embed
+
+        return embed(self.model, self.tokenizer, [texts] if isinstance(texts, str) else list(texts))
+
     def logprobs(self, text: str) -> list[TokenLogprob]:
         """The log-probability of each token of `text` given those before it; see `generation/scoring.py`."""
+        model = self._causal("log-probability of a text")
         from trivium.generation.prompts import document_start
         from trivium.generation.scoring import token_logprobs
 
         ids = self.tokenizer.encode(text)
-        logprobs = token_logprobs(self.model, ids, prefix_id=document_start(self.tokenizer))
+        logprobs = token_logprobs(model, ids, prefix_id=document_start(self.tokenizer))
         return [
             TokenLogprob(token, self.tokenizer.decode([token]), logprob)
             for token, logprob in zip(ids, logprobs.tolist(), strict=True)
@@ -104,9 +160,35 @@ class Bundle:
 
     def perplexity(self, text: str) -> Perplexity:
         """Perplexity and bits per byte of `text`; UserError when it is empty."""
+        model = self._causal("perplexity")
         from trivium.generation.scoring import score_text
 
-        return score_text(self.model, self.tokenizer, text).perplexity()
+        return score_text(model, self.tokenizer, text).perplexity()
+
+    def _causal(self, what: str) -> Decoder:
+        """The model, if it predicts each token from those before it; UserError that says why it has no `what`."""
+        if self.config.kind == "encoder" and self.config.head == "lm":
+            raise UserError(f"a masked model has no {what}: it predicts a token from both sides; use fill_mask")
+        if self.config.kind == "encoder-decoder" and self.config.head == "lm":
+            raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
+        if not isinstance(self.model, Decoder) or self.config.head != "lm":
+            raise UserError(f"{what} needs a causal language model; {self._description()}")
+        return self.model
+
+    def _refuse_unless(self, verb: str, *kinds: Kind) -> None:
+        if self.config.kind not in kinds or self.config.head != "lm":
+            needed = " or ".join(f"{'an' if kind[0] == 'e' else 'a'} {kind}" for kind in kinds)
+            raise UserError(f"{verb} needs {needed} that predicts tokens; {self._description()}")
+
+    def _description(self) -> str:
+        """What the model is, and which method is meant for it."""
+        kind, head = self.config.kind, self.config.head
+        if head == "lm":
+            right = {"decoder": "generate", "encoder": "fill_mask", "encoder-decoder": "seq2seq"}[kind]
+        else:
+            right = {"classification": "classify", "none": "embed"}.get(head, "bundle.model(ids)")
+        article = "an" if kind[0] == "e" else "a"
+        return f"this is {article} {kind} {'without a head' if head == 'none' else f'with head={head}'}: use {right}"
 
 
 def load(
@@ -115,10 +197,13 @@ def load(
     dtype: Precision | torch.dtype | str = "fp32",
     device: torch.device | str = "cpu",
     quantize: str | None = None,
+    head: Head | None = None,
+    labels: Iterable[str] = (),
 ) -> Bundle:
-    """Open a model: a model directory, a run directory, or a hub id.
+    """Open a model: a model directory, a run directory, a GGUF file, a built-in name or a hub id.
 
-    `dtype` is what its weights are converted to: fp32, bf16 or fp16 (or torch's names of them). `quantize` has its
+    `dtype` is what its weights are converted to: fp32, bf16 or fp16 (or torch's names of them). `head` puts another
+    head on it (`classification` for the classes `labels`, `scalar`, ...), which is to be trained. `quantize` has its
     place here but no method yet. Raises UserError that names what is wrong.
     """
     if quantize is not None:
@@ -127,5 +212,26 @@ def load(
     if precision is None:
         raise UserError(f"dtype is {dtype!r}: use fp32, bf16 or fp16")
     path = resolve_model(name)
-    model, tokenizer, config = load_model_directory(path, dtype=precision, device=device)
-    return Bundle(model, tokenizer, config, read_eos_ids(path))
+    if path.suffix == ".gguf":
+        return _load_gguf(path, precision, device, head)
+    notes: list[str] = []
+    model, tokenizer, config = load_model_directory(
+        path, dtype=precision, device=device, head=head, labels=labels, note=notes.append
+    )
+    family, _ = read_config(path)
+    generation = read_generation(path, notes.append) if config.kind == "encoder-decoder" else {}
+    return Bundle(model, tokenizer, config, read_eos_ids(path), family.model_type, generation, tuple(notes))
+
+
+def _load_gguf(path: Path, dtype: Precision, device: torch.device | str, head: Head | None) -> Bundle:
+    """A GGUF file, which holds a decoder with its lm head."""
+    from trivium.checkpoints.gguf_reading import load_gguf
+
+    if head is not None:
+        raise UserError(f"{path}: a new head needs a model directory; save the model as one first (bundle.save)")
+    model, tokenizer, config, eos_ids = load_gguf(path, dtype=dtype, device=device)
+    try:
+        family = family_for(config).model_type
+    except UserError:
+        family = ""
+    return Bundle(model, tokenizer, config, tuple(eos_ids), family)

@@ -1,6 +1,6 @@
 """Model directories: the files that `transformers`, vLLM and llama.cpp's converter read and write.
 
-    config.json              the shape, in the words of a published family
+    config.json              the shape, in the words of a published family (`config_files.py`)
     model.safetensors        the weights under their published names (or shards and model.safetensors.index.json)
     generation_config.json   how to generate by default
     tokenizer.json, ...      see `tokenizer/directory.py`
@@ -16,40 +16,38 @@ for each tensor; a directory is written whole or not at all; every damaged or ho
 
 from __future__ import annotations
 
-import json
-import re
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trivium.checkpoints.config_files import (
+    CONFIG,
+    GENERATION,
+    Note,
+    chosen_family,
+    config_values,
+    generation_values,
+    pooling_notes,
+    read_config,
+    special_ids,
+)
+from trivium.checkpoints.json_files import write_object
 from trivium.checkpoints.model_card import model_card
-from trivium.errors import UserError, nearest
-from trivium.families import FAMILIES, family_for
-from trivium.families.family import Family, shown
+from trivium.checkpoints.weights_reading import find_tensors, first, read_tensors, stored_tensors
+from trivium.checkpoints.weights_writing import LARGEST_SHARD_BYTES, write_weights
+from trivium.errors import UserError
+from trivium.families.family import Family
 from trivium.files import is_vacant, staged_directory
 from trivium.generation.settings import GenerationSettings
-from trivium.models.config import ModelConfig
-from trivium.models.transformer import Decoder, build_model
+from trivium.models.build import Model, build_model, initialise
+from trivium.models.config import Head, ModelConfig
 from trivium.runtime import Precision
 from trivium.tokenizer.bpe import Tokenizer
 
-CONFIG, WEIGHTS, INDEX, GENERATION = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "generation_config.json",
-)
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LARGEST_CONFIG_BYTES = 1 << 20
-LARGEST_INDEX_BYTES = 64 << 20
-# Mistakes listed in one message; more are counted.
-LISTED = 8
+LABELLED = ("classification", "token_classification")
 
 
 def save_model_directory(
@@ -62,63 +60,63 @@ def save_model_directory(
     generation: GenerationSettings | None = None,
     eos_ids: Sequence[int] = (),
     notes: str = "",
+    family: str | None = None,
+    largest_shard_bytes: int = LARGEST_SHARD_BYTES,
 ) -> None:
     """Write `model` as a directory of its published family; a model that is there already is replaced in one step.
 
     `dtype` is how weights are stored; `generation` how others generate by default, and `eos_ids` what ends a text
-    (none: the tokenizer's end-of-text token); `notes` (markdown) go into the README. Raises UserError when no published
-    family has models of this shape, and when `path` holds something else.
+    (none: the tokenizer's end-of-text token); `notes` (markdown) go into the README; `family` is one that the model
+    belongs to (None: the first that fits). Raises UserError when no published family has models of this shape, and when
+    `path` holds something else.
     """
-    path = Path(path)
-    if (path.exists() and not path.is_dir()) or not (is_vacant(path) or (path / CONFIG).is_file()):
-        raise UserError(f"{path} exists and holds no model, so it is not replaced: choose another directory")
-    family = family_for(config)
-    state = {name: _stored(tensor, DTYPES[dtype]) for name, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        expected = build_model(config).state_dict()
-    if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in expected.items()}:
-        raise ValueError("the model is not one of its config: merge adapters and take the model out of its wrappers")
-    ids: dict[str, Any] = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
-    if eos_ids:
-        ids["eos_token_id"] = list(eos_ids) if len(eos_ids) > 1 else eos_ids[0]
-    settings = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        **family.write_config(config),
-        **ids,
-        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-        "use_cache": True,
-    }
+    path = _replaceable(path)
+    member_of = chosen_family(config, family)
     with staged_directory(path) as stage:
-        _write_json(stage / CONFIG, settings)
-        _write_json(stage / GENERATION, {**ids, **_generation_keys(generation or GenerationSettings())})
-        try:
-            save_file(
-                {family.to_published(name): tensor for name, tensor in state.items()},
-                stage / WEIGHTS,
-                metadata={"format": "pt"},
-            )
-        except SafetensorError as error:
-            raise UserError(f"{path}: the weights could not be written: {error}") from error
+        ids = special_ids(member_of, tokenizer, eos_ids)
+        write_object(stage / CONFIG, config_values(config, member_of, _name(dtype), ids))
+        if config.kind != "encoder":
+            defaults = generation_values(generation or GenerationSettings(), config)
+            write_object(stage / GENERATION, {**ids, **defaults})
+        write_weights(stage, model, config, member_of, DTYPES[dtype], largest_shard_bytes)
         tokenizer.save(stage, max_length=config.max_positions)
-        (stage / "README.md").write_text(
-            model_card(_title(path), config, family.model_type, dtype, notes), encoding="utf-8"
-        )
+        masked = config.kind == "encoder" and config.head == "lm"
+        mask = tokenizer.mask_token if masked else None
+        card = model_card(_title(path), config, member_of.model_type, dtype, notes, mask or "[MASK]")
+        (stage / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_weights(
+    path: str | Path,
+    model: nn.Module,
+    config: ModelConfig,
+    *,
+    dtype: Precision = "fp32",
+    family: str | None = None,
+    largest_shard_bytes: int = LARGEST_SHARD_BYTES,
+) -> None:
+    """Write config.json and the weights alone, as `save_model_directory` does: for a model without a tokenizer."""
+    path = _replaceable(path)
+    member_of = chosen_family(config, family)
+    with staged_directory(path) as stage:
+        values = config_values(config, member_of, _name(dtype), special_ids(member_of, None))
+        write_object(stage / CONFIG, values)
+        write_weights(stage, model, config, member_of, DTYPES[dtype], largest_shard_bytes)
 
 
 def load_model_directory(
-    path: str | Path, *, dtype: Precision = "fp32", device: torch.device | str = "cpu"
-) -> tuple[Decoder, Tokenizer, ModelConfig]:
-    """Open a model directory: the model (in evaluation mode), its tokenizer, its config.
-
-    Weights are converted to `dtype`. Raises UserError that names the file and what is wrong with it.
-    """
+    path: str | Path,
+    *,
+    dtype: Precision = "fp32",
+    device: torch.device | str = "cpu",
+    head: Head | None = None,
+    labels: Iterable[str] = (),
+    seed: int = 0,
+    note: Note = lambda line: None,
+) -> tuple[Model, Tokenizer, ModelConfig]:
+    """Open a model directory: the model (in evaluation mode), its tokenizer, its config; see `load_weights`."""
     path = Path(path)
-    model, config = load_weights(path, dtype=dtype, device=device)
+    model, config = load_weights(path, dtype=dtype, device=device, head=head, labels=labels, seed=seed, note=note)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -129,63 +127,71 @@ def load_model_directory(
 
 
 def load_weights(
-    path: Path, *, dtype: Precision = "fp32", device: torch.device | str = "cpu"
-) -> tuple[Decoder, ModelConfig]:
-    """The model and the config of a directory that may have no tokenizer."""
-    family, config = read_config(path)
-    shards = _weight_files(path)
-    stored = _stored_shapes(shards)
-    if config.layers > len(stored):
-        raise UserError(f"{path}: config.json promises {config.layers} layers, the weights are {len(stored)} tensors")
+    path: str | Path,
+    *,
+    dtype: Precision = "fp32",
+    device: torch.device | str = "cpu",
+    head: Head | None = None,
+    labels: Iterable[str] = (),
+    seed: int = 0,
+    note: Note = lambda line: None,
+) -> tuple[Model, ModelConfig]:
+    """The model (in evaluation mode) and the config of a directory that may have no tokenizer.
+
+    Weights are converted to `dtype`. `head` puts another head on the model, for the classes `labels`; what the files
+    lack of it is drawn from `seed`. `note` is told, one line each, what was left out of the files and what of the model
+    is new. Raises UserError that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    family, stated = read_config(path)
+    config = _with_head(family, stated, head, tuple(labels))
+    stored = stored_tensors(path)
+    layers = config.layers + config.decoder_layers
+    if layers > len(stored):
+        raise UserError(f"{path}: config.json promises {layers} layers, the weights are {len(stored)} tensors")
     with torch.device("meta"):
         model = build_model(config)
-    ours = {family.to_published(name): name for name in model.state_dict()}
-    shapes = {family.to_published(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    copy_of_embedding = family.to_published("head.weight") if config.tied_embeddings else None
-    _check_tensors(path, family, shapes, stored, copy_of_embedding)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    places = find_tensors(path, family, stated, config, shapes, stored)
+    if places.ignored:
+        note(f"{path}: tensors of another head are left out: {', '.join(first(places.ignored))}")
     state: dict[str, Tensor] = {}
-    head: Tensor | None = None
-    for shard in shards:
-        with safe_open(shard, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                if name in ours:
-                    state[ours[name]] = file.get_tensor(name).to(device=device, dtype=DTYPES[dtype])
-                elif name == copy_of_embedding:
-                    head = file.get_tensor(name).to(device=device, dtype=DTYPES[dtype])
-    if head is not None and not torch.equal(head, state["embedding.weight"]):
-        raise UserError(
-            f"{path}: config.json says tie_word_embeddings, but {copy_of_embedding} differs from the embeddings: "
-            "set tie_word_embeddings to false"
-        )
+    for line in pooling_notes(path):
+        note(line)
+    if places.fresh:
+        note(f"{path}: the {config.head} head is new, drawn from seed {seed}: {', '.join(first(places.fresh))}")
+        state = _fresh_head(model, config, seed, DTYPES[dtype], device)
+    state |= read_tensors(path, family, config, stored, places, DTYPES[dtype], device)
     model.load_state_dict(state, assign=True)
     return model.eval(), config
 
 
-def read_config(path: Path) -> tuple[Family, ModelConfig]:
-    """The family and the shape that config.json states."""
-    file = path / CONFIG
-    values = _read_json(file, LARGEST_CONFIG_BYTES)
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = nearest(shown(model_type), FAMILIES)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"{file}: model_type is {shown(model_type)}; supported are {', '.join(FAMILIES)}{hint}")
-    return FAMILIES[model_type], FAMILIES[model_type].read_config(values, str(file))
+def _with_head(family: Family, config: ModelConfig, head: Head | None, labels: tuple[str, ...]) -> ModelConfig:
+    """The config with the head asked for; itself where it has that head already."""
+    if labels and head not in LABELLED:
+        raise UserError(f"labels are for head=classification or head=token_classification (head is {head})")
+    if head is None or (head == config.head and labels in ((), config.labels)):
+        return config
+    if head in LABELLED and not labels:
+        raise UserError(f"head={head} needs labels: the names of its classes")
+    return family.with_head(config, head, labels)
 
 
-def read_eos_ids(path: Path) -> tuple[int, ...]:
-    """The ids that end a text by generation_config.json, else by config.json; empty when neither says."""
-    for name in (GENERATION, CONFIG):
-        file = path / name
-        if name == GENERATION and not file.exists():
-            continue
-        ids = _read_json(file, LARGEST_CONFIG_BYTES).get("eos_token_id")
-        if ids is not None:
-            ids = ids if isinstance(ids, list) else [ids]
-            if not all(type(number) is int and number >= 0 for number in ids):
-                raise UserError(f"{file}: eos_token_id must be an id or a list of ids")
-            return tuple(ids)
-    return ()
+def _fresh_head(
+    model: Model, config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Initial weights of the head alone, the same as those of a whole fresh model of this seed."""
+    holder = nn.ModuleDict({"head": model.head.to_empty(device="cpu")})
+    initialise(holder, config, seed)
+    return {name: tensor.detach().to(device, dtype) for name, tensor in holder.named_parameters()}
+
+
+def _replaceable(path: str | Path) -> Path:
+    """The path of a model directory to write; UserError when something else is there."""
+    path = Path(path)
+    if (path.exists() and not path.is_dir()) or not (is_vacant(path) or (path / CONFIG).is_file()):
+        raise UserError(f"{path} exists and holds no model, so it is not replaced: choose another directory")
+    return path
 
 
 def _title(path: Path) -> str:
@@ -194,123 +200,5 @@ def _title(path: Path) -> str:
     return path.parent.name if path.name == "model" else path.name
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to("cpu", dtype).contiguous()
-
-
-def _generation_keys(settings: GenerationSettings) -> dict[str, Any]:
-    """The settings in the words of generation_config.json."""
-    keys: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "do_sample": not settings.greedy}
-    if not settings.greedy:
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            keys[name] = getattr(settings, name)
-    if settings.repetition_penalty != 1.0:
-        keys["repetition_penalty"] = settings.repetition_penalty
-    return keys
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, largest_bytes: int) -> dict[str, Any]:
-    """A JSON object from a regular file of bounded size."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(largest_bytes + 1)
-        if len(content) > largest_bytes:
-            raise UserError(f"{path} is larger than {largest_bytes} bytes, which no such file needs to be")
-        values = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return values
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is not a JSON number")
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory, each checked to be a regular file that belongs to it."""
-    if (path / WEIGHTS).exists():
-        files = [path / WEIGHTS]
-    elif (path / INDEX).exists():
-        names = _read_json(path / INDEX, LARGEST_INDEX_BYTES).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise UserError(f"{path / INDEX}: weight_map must map each tensor to a file")
-        files = [_shard(path, name) for name in sorted({str(name) for name in names.values()})]
-    elif any(path.glob("*.bin")):
-        raise UserError(
-            f"{path}: the weights are a pickle (.bin), which could run code and is never read; convert them once: "
-            f"AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(...) of transformers"
-        )
-    else:
-        raise UserError(f"{path}: no weights: {WEIGHTS} or {INDEX} is missing")
-    for file in files:
-        if not file.is_file():
-            raise UserError(
-                f"{file}: " + ("not a regular file" if file.exists() else "missing, but the index names it")
-            )
-    return files
-
-
-def _shard(path: Path, name: str) -> Path:
-    """The file of a shard: a plain name, and no link out of the directory (a hub cache may link to its own blobs)."""
-    if not re.fullmatch(r"[\w][\w.\-]*\.safetensors", name, re.ASCII):
-        raise UserError(f"{path / INDEX}: {shown(name)} is not the name of a safetensors file in this directory")
-    home = path.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
-    if not (path / name).resolve().is_relative_to(home):
-        raise UserError(f"{path / name}: links to a file outside the directory")
-    return path / name
-
-
-def _stored_shapes(shards: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Published name and shape of each tensor, from the headers of the files (whose sizes safetensors checks)."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if name in shapes:
-                        raise UserError(f"{shard}: {shown(name)} is also in another file")
-                    part = file.get_slice(name)
-                    if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                        raise UserError(f"{shard}: {shown(name)} is stored as {part.get_dtype()}: not a weight")
-                    shapes[name] = tuple(part.get_shape())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard}: not a whole safetensors file: {error}") from None
-    return shapes
-
-
-def _check_tensors(
-    path: Path,
-    family: Family,
-    expected: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, tuple[int, ...]],
-    copy_of_embedding: str | None,
-) -> None:
-    """Refuse unless the tensors of the files are those of the model; all differences in one message."""
-    mistakes = [f"{name} is missing (shape {shape})" for name, shape in expected.items() if name not in stored]
-    mistakes += [
-        f"{name} is {stored[name]} and must be {shape}"
-        for name, shape in expected.items()
-        if stored.get(name, shape) != shape
-    ]
-    mistakes += [
-        f"{shown(name)} {shape} is unknown"
-        for name, shape in stored.items()
-        if name not in expected and name != copy_of_embedding and not family.is_redundant(name)
-    ]
-    if mistakes:
-        more = f"; and {len(mistakes) - LISTED} more" if len(mistakes) > LISTED else ""
-        raise UserError(f"{path}: the weights do not fit config.json: {'; '.join(mistakes[:LISTED])}{more}")
+def _name(dtype: Precision) -> str:
+    return str(DTYPES[dtype]).removeprefix("torch.")

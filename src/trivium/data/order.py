@@ -42,6 +42,11 @@ def key_of(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def draw_of(*parts: int | str) -> np.random.Generator:
+    """A random generator for one thing (a row of an epoch), unrelated to those of other things."""
+    return np.random.Generator(np.random.Philox(key=key_of(*parts)))
+
+
 def mix(values: Keys) -> Keys:
     """SplitMix64's finalizer: a bijection of 64-bit numbers in which every bit depends on every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

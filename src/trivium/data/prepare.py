@@ -51,7 +51,7 @@ def prepare(
     Safe to call from several processes at once: one of them builds. Raises a UserError when the training text or the
     held-out text is empty.
     """
-    cache = cache_directory or _cache_directory(settings)
+    cache = cache_directory or cache_of(settings)
 
     def build(paths: Sequence[str], part: Part, title: str) -> Shards:
         made_from = _made_from(settings, paths, part)
@@ -72,7 +72,7 @@ def prepare(
         if not shards.num_tokens:
             raise UserError(f"{source.path}: no text is left to train on")
         train.append((shards, source.weight))
-    paths, part = _held_out(settings)
+    paths, part = held_out_part(settings)
     if not paths:
         return Prepared(tuple(train), None)
     held_out = build(paths, part, "held-out")
@@ -92,10 +92,10 @@ def training_texts(settings: DataSettings) -> Iterator[str]:
 
 def held_out_texts(settings: DataSettings) -> Iterator[str]:
     """The documents that are never trained on, in order; none where nothing is held out."""
-    return texts(settings, *_held_out(settings))
+    return texts(settings, *held_out_part(settings))
 
 
-def _held_out(settings: DataSettings) -> tuple[Sequence[str], Part]:
+def held_out_part(settings: DataSettings) -> tuple[Sequence[str], Part]:
     """The paths of held-out text, and which part of it."""
     if settings.validation is not None:
         return settings.validation, "all"
@@ -144,10 +144,10 @@ def _made_from(settings: DataSettings, paths: Sequence[str], part: Part) -> dict
     """Everything but the tokenizer that decides which documents `texts` gives."""
     limits = settings.model_dump(include={"text_layout", "text_key", "max_documents", "max_bytes"})
     split = {} if part == "all" else {"by": settings.held_out_by, "fraction": settings.resolved_held_out_fraction}
-    return {"part": part, "split": split, "limits": limits, "sources": [_described(path) for path in paths]}
+    return {"part": part, "split": split, "limits": limits, "sources": [described(path) for path in paths]}
 
 
-def _described(path: str) -> dict[str, Any]:
+def described(path: str) -> dict[str, Any]:
     """A source by its contents: number, size and hash of its files, or the hub id."""
     if path == STANDARD_LIBRARY:
         files, root = standard_library_files(), standard_library_root()

@@ -75,6 +75,8 @@ class Family:
     is_optional: Callable[[str], bool] = field(default=lambda name: False)
     """Whether a published tensor belongs to another head of the family, which a model without that head leaves alone
     (such as the pooler in a file for masked language modelling)."""
+    stand_ins: Callable[[ModelConfig], Mapping[str, str]] = field(default=lambda config: {})
+    """Names that a file may lack, because another tensor then stands for them: {absent: stand-in}."""
     ids: Mapping[str, int] = field(default_factory=dict)
     """Token ids of the published vocabulary that config.json states by default, such as {"pad_token_id": 0}."""
 
@@ -103,11 +105,25 @@ class Family:
         """The config with another head, as this family builds it; UserError when it has none of that kind."""
         if head not in self.heads:
             raise UserError(f"{self.model_type} models have no {head} head: choose {', '.join(self.heads)}")
-        plain = {name: ModelConfig.model_fields[name].default for name in HEAD_FIELDS}
-        shape = {name: value for name, value in self.shape.items() if name in HEAD_FIELDS}
-        usual = shape if head == "lm" else {}
-        return config.changed(**{**plain, **usual, "head": head, "labels": tuple(labels), **self.heads[head].fields})
+        values = {key: value for key, value in self.write_config(config).items() if key not in LABEL_KEYS}
+        values |= {"architectures": [self.heads[head].architecture], **label_values(head, tuple(labels))}
+        changed = self.read_config(values, self.model_type)
+        return changed.changed(**{name: getattr(config, name) for name in NOT_PUBLISHED})
 
 
-# The fields of our config that describe the head.
-HEAD_FIELDS = ("head", "head_hidden", "head_hidden_bias", "head_bias", "pooling", "labels", "logit_softcap")
+LABEL_KEYS = ("id2label", "label2id", "num_labels", "problem_type")
+
+
+def label_values(head: Head, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What config.json says of a head's labels; empty for heads without."""
+    if head == "scalar":
+        return {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
+    if not labels:
+        return {}
+    values: dict[str, Any] = {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if head == "classification":
+        values["problem_type"] = "regression" if len(labels) == 1 else "single_label_classification"
+    return values

@@ -15,7 +15,7 @@ from typing import Any
 
 from trivium.errors import UserError
 from trivium.families.family import Family, HeadForm, Weight
-from trivium.families.naming import block_weights, head_weights, module_weights, tied_copy
+from trivium.families.naming import block_weights, decoder_heads, head_weights, module_weights, tied_copy
 from trivium.families.reading import (
     Fields,
     build,
@@ -53,21 +53,6 @@ BIASES: dict[Bias, tuple[bool, bool]] = {
     "mlp": (False, True),
     "all": (True, True),
 }
-
-
-def decoder_heads(stem: str, lm: str = "ForCausalLM", without: Container[Head] = ()) -> dict[Head, HeadForm]:
-    """The heads of a decoder whose classes in transformers begin with `stem`."""
-    heads: dict[Head, HeadForm] = {
-        "lm": HeadForm(f"{stem}{lm}"),
-        "classification": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
-        "scalar": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
-        "token_classification": HeadForm(f"{stem}ForTokenClassification", {"head_bias": True}),
-        "span": HeadForm(f"{stem}ForQuestionAnswering", {"head_bias": True}),
-        "none": HeadForm(f"{stem}Model"),
-    }
-    return {head: form for head, form in heads.items() if head not in without}
-
-
 HEADS = decoder_heads("Llama")
 # Modules of a block, for every family that names them as Llama does.
 ATTENTION = (
@@ -98,21 +83,36 @@ MLP = (
 
 def read_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
     """Our config for a config.json of model type llama."""
-    refuse_foreign(values, origin)
     biases = (stated(values, "attention_bias", False), stated(values, "mlp_bias", False))
     if biases not in BIASES.values():
         raise UserError(f"{origin}: attention_bias and mlp_bias are {shown(biases)}: use true or false")
     config = build(
         {
-            **read_fields(values, FIELDS),
+            **read_llama_like(values, origin, FIELDS, HEADS),
             **read_rope(values, origin, max_positions=FIELDS["max_position_embeddings"][1]),
-            **read_head(values, HEADS, "lm", origin),
             "activation": read_activation(values, "hidden_act", "silu", origin),
             "bias": next(name for name, pair in BIASES.items() if pair == biases),
         },
         origin,
     )
     return with_even_heads(config, origin)
+
+
+def read_llama_like(
+    values: Mapping[str, Any], origin: str, fields: Fields, heads: Mapping[Head, HeadForm]
+) -> dict[str, Any]:
+    """What the families that are built as Llama is have in common: widths and head."""
+    refuse_foreign(values, origin)
+    found = {**read_fields(values, fields), **read_head(values, heads, "lm", origin)}
+    if values.get("num_key_value_heads", 0) is None:
+        # An explicit null means as many as there are heads, also where leaving the key out means a number.
+        found.pop("kv_heads", None)
+    return found
+
+
+def with_defaults(fields: Fields, defaults: Mapping[str, Any]) -> Fields:
+    """The same table where leaving out some keys means something else."""
+    return {theirs: (ours, defaults.get(theirs, default)) for theirs, (ours, default) in fields.items()}
 
 
 def with_even_heads(config: ModelConfig, origin: str) -> ModelConfig:

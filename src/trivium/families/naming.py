@@ -1,4 +1,4 @@
-"""Names that decoder families share: a table of one block's modules becomes the tensors of all blocks.
+"""Names that decoder families share: heads, and how a table of one block's modules becomes the tensors of all.
 
 A table is a list of `Weight` whose names are those of modules, without block number and without ".weight" or ".bias".
 Which of the two a module has follows from the config alone, so that a table is the same for all options of a family.
@@ -6,10 +6,10 @@ Which of the two a module has follows from the config alone, so that a table is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
-from trivium.families.family import Layout, Weight
-from trivium.models.config import ModelConfig
+from trivium.families.family import HeadForm, Layout, Weight
+from trivium.models.config import Head, ModelConfig
 
 QUERY_KEY_VALUE = ("attention.query", "attention.key", "attention.value")
 # A bias is a vector: what is transposed of a matrix leaves it as it is.
@@ -44,6 +44,19 @@ def block_weights(config: ModelConfig, published: str, modules: Iterable[Weight]
                 parameters = tuple(f"stack.blocks.{layer}.{module}.{kind}" for module in ours)
                 form = layout if kind == "weight" else LAYOUT_OF_BIAS.get(layout, layout)
                 yield Weight(f"{published}.{layer}.{name}.{kind}", parameters, form)
+
+
+def decoder_heads(stem: str, lm: str = "ForCausalLM", without: Container[Head] = ()) -> dict[Head, HeadForm]:
+    """The heads of a decoder whose classes in transformers begin with `stem`."""
+    heads: dict[Head, HeadForm] = {
+        "lm": HeadForm(f"{stem}{lm}"),
+        "classification": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
+        "scalar": HeadForm(f"{stem}ForSequenceClassification", {"pooling": "last"}),
+        "token_classification": HeadForm(f"{stem}ForTokenClassification", {"head_bias": True}),
+        "span": HeadForm(f"{stem}ForQuestionAnswering", {"head_bias": True}),
+        "none": HeadForm(f"{stem}Model"),
+    }
+    return {head: form for head, form in heads.items() if head not in without}
 
 
 def head_weights(config: ModelConfig, *, lm: str = "lm_head", token_classification: str = "score") -> Iterator[Weight]:

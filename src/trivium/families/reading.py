@@ -12,7 +12,7 @@ from typing import Any
 
 from trivium.config import build_settings
 from trivium.errors import UserError
-from trivium.families.family import HeadForm
+from trivium.families.family import HeadForm, label_values
 from trivium.models.config import Activation, Head, ModelConfig
 
 # Characters of a file's content repeated in a message.
@@ -102,17 +102,7 @@ def read_head(values: Mapping[str, Any], heads: Mapping[Head, HeadForm], default
 
 def write_head(config: ModelConfig) -> dict[str, Any]:
     """What config.json says of labels; empty for heads without."""
-    if config.head == "scalar":
-        return {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
-    if not config.labels:
-        return {}
-    names = {
-        "id2label": {str(number): label for number, label in enumerate(config.labels)},
-        "label2id": {label: number for number, label in enumerate(config.labels)},
-    }
-    if config.head == "classification":
-        names["problem_type"] = "regression" if len(config.labels) == 1 else "single_label_classification"
-    return names
+    return label_values(config.head, config.labels)
 
 
 def build(values: Mapping[str, Any], origin: str) -> ModelConfig:

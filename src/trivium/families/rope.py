@@ -86,7 +86,7 @@ def read_partial_rope(
 
 
 def read_rope_by_layer(values: Mapping[str, Any], origin: str, *, max_positions: int) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and `local_rope_theta` of a family whose windowed layers have a base of their own."""
+    """The same and `local_rope_theta`, for a family whose windowed layers have a base of their own."""
     where = f"{origin}: rope_parameters"
     rope = stated(values, "rope_parameters", {})
     if not isinstance(rope, dict) or not set(rope) <= set(LAYER_TYPES):
@@ -169,7 +169,7 @@ def _yarn_attention_factor(rope: Mapping[str, Any], where: str) -> dict[str, flo
     """What `mscale` and `mscale_all_dim` together say of it; nothing where they are not both given."""
     numbers = [stated(rope, key, 0) for key in ("mscale", "mscale_all_dim", "factor")]
     if not all(isinstance(number, int | float) and 0 <= number <= LARGEST_FACTOR for number in numbers):
-        raise UserError(f"{where}: mscale, mscale_all_dim and factor are {shown(numbers)}: give numbers from 0 to {LARGEST_FACTOR:g}")
+        raise UserError(f"{where}: mscale, mscale_all_dim, factor are {shown(numbers)}: give numbers from 0 to 1e9")
     mscale, mscale_all_dim, factor = numbers
     if not mscale or not mscale_all_dim or factor <= 1:
         return {}

@@ -28,8 +28,8 @@ from trivium.generation.prompts import encode_prompt, refuse_unknown_ids
 from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
 from trivium.generation.stopping import FinishReason, StopMatcher
-from trivium.models.attention import Cache
-from trivium.models.transformer import Decoder
+from trivium.models.cache import Cache
+from trivium.models.decoder import Decoder
 from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:

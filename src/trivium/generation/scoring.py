@@ -27,7 +27,7 @@ from trivium.errors import UserError
 from trivium.generation.mode import evaluating
 from trivium.generation.prompts import document_start, refuse_unknown_ids
 from trivium.metrics.perplexity import Perplexity, count_bytes, count_words, perplexity
-from trivium.models.transformer import Decoder
+from trivium.models.decoder import Decoder
 from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:

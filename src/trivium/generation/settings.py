@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trivium.config import Settings
 
@@ -12,6 +12,7 @@ from trivium.config import Settings
 GREEDY_BELOW_TEMPERATURE = 1e-5
 
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class GenerationSettings(Settings):
@@ -19,6 +20,8 @@ class GenerationSettings(Settings):
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Most tokens to generate for each prompt; the model's context length may end a text sooner."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """An end-of-text token is not chosen before this many tokens; 0: it may come at once."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Scores are divided by this before sampling. 0 always takes the likeliest token (greedy), and then top_k, top_p,
     min_p and seed have no effect; 1 samples from the model's own distribution."""
@@ -31,6 +34,23 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Above 1 makes tokens that the prompt or the text already holds less likely (CTRL, Keskar et al. 2019); 1 is
     off."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """No run of this many tokens appears twice in prompt and text (of an encoder-decoder: in the text); 0 is off."""
+    num_beams: int = Field(default=1, ge=1, le=1024)
+    """How many texts are followed side by side in search of the likeliest (beam search); 1 takes token after token."""
+    length_penalty: float = Field(default=1.0, ge=-10, le=10)
+    """Beam search compares log-probabilities divided by length to this power: above 0 favours longer texts, 0 is the
+    plain log-probability."""
+    early_stopping: bool | Literal["never"] = False
+    """When beam search ends: true, with `num_beams` finished texts; false, once the best text that still grows scores
+    lower than all of them; never, once it could not score higher at any length."""
+    suppressed_ids: tuple[TokenId, ...] = Field(default=(), max_length=4096)
+    """Token ids that are never chosen."""
+    forced_bos_id: TokenId | None = None
+    """The id every target of an encoder-decoder begins with (the language, in a multilingual translator); null: the
+    model chooses."""
+    forced_eos_id: TokenId | None = None
+    """The id that ends the target of an encoder-decoder where `max_new_tokens` ends it; null: the model chooses."""
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     """Same seed, prompts and settings: same texts, however the prompts are batched."""
     stop: tuple[StopString, ...] = Field(default=(), max_length=32)
@@ -41,12 +61,22 @@ class GenerationSettings(Settings):
     """Whether a prompt given as text starts with the beginning-of-text token: auto does as the tokenizer says.
     Prompts given as token ids are taken as they are."""
     rows_per_batch: int = Field(default=32, ge=1)
-    """Most prompts that are continued together; more is faster and needs more memory for the KV cache."""
+    """Most texts (each beam is one) that are continued together; more is faster and needs more memory for the KV
+    cache."""
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop_string_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _beams_do_not_sample(self) -> GenerationSettings:
+        if self.num_beams > 1 and not self.greedy:
+            raise ValueError(
+                f"num_beams={self.num_beams} searches for the likeliest text and temperature={self.temperature:g} "
+                "draws one: set temperature=0, or num_beams=1"
+            )
+        return self
 
     @property
     def greedy(self) -> bool:

@@ -14,7 +14,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) 
     Texts are detokenized; sacrebleu's defaults apply (tokenizer 13a, exponential smoothing). A prediction may have
     several references, all predictions the same number of them. Raises UserError when the lengths differ.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     if len(predictions) != len(references):
         raise UserError(f"{len(predictions)} predictions for {len(references)} references: give one line for each")

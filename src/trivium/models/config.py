@@ -107,8 +107,8 @@ class ModelConfig(Settings):
     """Which linear layers have a bias: none, query/key/value, all four of attention, those of the MLP, or all."""
     embedding_norm: bool = False
     """Whether the embeddings are normalised before the first block."""
-    embedding_scale: float = Field(default=1.0, gt=0)
-    """What token embeddings are multiplied by (sqrt(D) in the Transformer of 2017 and in Gemma)."""
+    embedding_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What token embeddings are multiplied by; 0: sqrt(D), as in the Transformer of 2017 and in Gemma."""
     segment_types: int = Field(default=0, ge=0, le=1024)
     """How many kinds of segment the input tells apart by an embedding (2 in BERT: first and second text); 0: none."""
     tied_embeddings: bool = True
@@ -128,8 +128,8 @@ class ModelConfig(Settings):
     mean."""
     labels: tuple[str, ...] = ()
     """Names of the classes of a `classification` or `token_classification` head; a single one is a regression."""
-    logit_scale: float = Field(default=1.0, gt=0)
-    """What hidden states are multiplied by before an `lm` head (1 / sqrt(D) in T5, whose embeddings are large)."""
+    logit_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What hidden states are multiplied by before an `lm` head; 0: 1 / sqrt(D), as in T5, whose embeddings are large."""
     logit_softcap: float = Field(default=0.0, ge=0)
     """Logits z become c tanh(z / c) with this c (Gemma 2); 0: as they are."""
     decoder_start_id: int = Field(default=0, ge=0, le=LARGEST)
@@ -165,13 +165,17 @@ class ModelConfig(Settings):
             self._resolve("mlp_width", default_mlp_width(self.width, self.mlp))
         if self.decoder_layers == 0 and self.kind == "encoder-decoder":
             self._resolve("decoder_layers", self.layers)
+        if self.embedding_scale == 0:
+            self._resolve("embedding_scale", self.width**0.5)
+        if self.logit_scale == 0:
+            self._resolve("logit_scale", self.width**-0.5)
         mistakes += mistakes_of(self)
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
 
-    def _resolve(self, name: str, value: int) -> None:
-        """Fill in a width that was left at 0 without marking it as chosen by the user."""
+    def _resolve(self, name: str, value: float) -> None:
+        """Fill in what was left at 0 without marking it as chosen by the user."""
         self.__dict__[name] = value
 
     def changed(self, **changes: Any) -> ModelConfig:

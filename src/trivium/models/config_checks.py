@@ -31,6 +31,11 @@ def _attention_mistakes(config: ModelConfig) -> list[str]:
         found.append(f"sinusoidal positions come in pairs, so width={config.width} must be even")
     if config.positions == "relative" and config.relative_buckets % 4:
         found.append(f"relative_buckets={config.relative_buckets} must be a multiple of 4")
+    if config.positions == "relative" and config.relative_max_distance <= config.relative_buckets // 2:
+        found.append(
+            f"relative_max_distance={config.relative_max_distance} must be above half of "
+            f"relative_buckets={config.relative_buckets}: that many distances have a bucket of their own"
+        )
     if config.position_offset and config.positions != "learned":
         found.append("position_offset needs positions=learned: set it to 0")
     if any(not 0 <= layer < config.layers for layer in config.full_attention_layers):

@@ -19,7 +19,7 @@ from trivium.generation.settings import GenerationSettings
 from trivium.metrics.compression import unigram_bits_per_byte, xz_bits_per_byte
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
-from trivium.models.transformer import Decoder
+from trivium.models.decoder import Decoder
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import Progress
 from trivium.tokenizer.bpe import Tokenizer

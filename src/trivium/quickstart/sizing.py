@@ -16,7 +16,7 @@ import torch
 from trivium.data.batch import Batch
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
-from trivium.models.transformer import build_model, initialise
+from trivium.models.build import build_model, initialise
 from trivium.pretraining.causal import CausalObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers

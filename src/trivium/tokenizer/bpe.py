@@ -1,14 +1,14 @@
 """Text to token ids and back, with nothing lost.
 
 `Tokenizer` wraps the `tokenizers` library. One learned here is a byte-level BPE (see `learning.py`), whose vocabulary
-holds all 256 bytes, so any text and any bytes can be written in it. Other tokenizers (WordPiece, Unigram) load from
-their `tokenizer.json`; only what needs bytes (`encode_bytes`, `decode_bytes`) is refused for them.
+holds all 256 bytes, so any text and any bytes can be written in it. Those of the published families load from their
+files: byte-level BPE, WordPiece, Unigram, SentencePiece's BPE. Only what needs bytes (`encode_bytes`, `decode_bytes`)
+is refused for those that are not byte-level.
 
 Departures from the library's own behaviour:
-- `encode` adds nothing by itself, and a special token's text inside ordinary text is ordinary text: only
-  `parse_special=True` (templates, never users' words) turns it into the special token;
-- long texts are encoded in windows, so that memory does not grow with the text. The cuts fall on word boundaries, which
-  depend on nothing before them in our word pattern; tokenizers with another pattern are not cut;
+- `encode` adds nothing by itself (`wrap` does), and a special token's text inside ordinary text is ordinary text: only
+  `parse_special=True` (templates, never users' words) turns it into the special token (see `variants.py`);
+- long texts are encoded in windows (see `encoding.py`);
 - `decode` joins the ids' bytes itself.
 
 Invariants: decode_bytes(encode_bytes(b)) == b for every b; encode(text) equals the library's and `transformers`' ids;
@@ -28,27 +28,22 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer as Core
-from tokenizers import processors
 
 from trivium.errors import UserError
 from trivium.progress import SILENT, Progress
 from trivium.tokenizer import directory
 from trivium.tokenizer.byte_tokens import CHARACTER_OF_BYTE, INVALID_UTF8, bytes_of_ids, is_byte_level
-from trivium.tokenizer.chat import CHATML, ChatTemplate
-from trivium.tokenizer.learning import (
-    DEFAULT_SPECIAL_TOKENS,
-    END_OF_TEXT,
-    PAD,
-    WORD_REACH,
-    byte_level_words,
-    learn,
-)
+from trivium.tokenizer.chat import ChatTemplate
+from trivium.tokenizer.encoding import TextEncoder
+from trivium.tokenizer.kinds import KINDS, Kind
+from trivium.tokenizer.learning import learn
+from trivium.tokenizer.roles import Roles, completed, sentinels
 from trivium.tokenizer.stream import ByteStream, StreamDecoder, WindowStream
+from trivium.tokenizer.variants import continuing_core, plain_core
+from trivium.tokenizer.words import Edges, edges_by_id, edges_of, starts_of
+from trivium.tokenizer.wrapping import Wrapping, read_wrapping
 
 __all__ = ["StreamDecoder", "Tokenizer"]
-
-WINDOW = 1 << 14
-"""Characters of a long text that are encoded at a time."""
 
 
 class Tokenizer:
@@ -61,10 +56,14 @@ class Tokenizer:
         bos: str | None = None,
         eos: str | None = None,
         pad: str | None = None,
+        unk: str | None = None,
+        cls: str | None = None,
+        sep: str | None = None,
+        mask: str | None = None,
         adds_bos: bool | None = None,
         chat_template: str | None = None,
     ) -> None:
-        """Take over `core`; `bos`, `eos`, `pad` name tokens of it (UserError when it does not hold them).
+        """Take over `core`; `bos`, `eos`, ... name tokens of it (UserError when it does not hold them).
 
         `adds_bos` says whether texts are meant to begin with `bos` (None: as `core` itself does).
         """
@@ -72,10 +71,8 @@ class Tokenizer:
         core.no_truncation()
         core.encode_special_tokens = True
         self._core = core
-        self.bos_token, self.eos_token, self.pad_token = bos, eos, pad
-        self.bos_id = None if bos is None else self.id_of(bos)
-        self.eos_id = None if eos is None else self.id_of(eos)
-        self.pad_id = None if pad is None else self.id_of(pad)
+        self._roles = Roles(bos, eos, pad, unk, cls, sep, mask)
+        self._role_ids = {role: self.id_of(token) for role, token in self._roles.named().items()}
         begun = core.encode("", add_special_tokens=True).ids[:1]
         self.adds_bos: bool = (bos is not None and begun == [self.bos_id]) if adds_bos is None else adds_bos
         self.chat_template = chat_template
@@ -89,16 +86,6 @@ class Tokenizer:
             raise UserError("two tokens of the vocabulary share an id")
         self.vocab_size: int = max(self._ids, default=-1) + 1
         self.is_byte_level: bool = is_byte_level(core)
-        # Only our own word pattern is known to look neither back nor far ahead.
-        self._can_be_cut = (
-            core.normalizer is None
-            and core.pre_tokenizer is not None
-            and core.pre_tokenizer.__getstate__() == byte_level_words().__getstate__()
-            and all(
-                not (token.lstrip or token.rstrip or token.single_word) and len(token.content) < WORD_REACH
-                for token in added.values()
-            )
-        )
 
     # ------------------------------------------------------------------------------------------ learn, load, save
 
@@ -108,6 +95,7 @@ class Tokenizer:
         files: Sequence[str | Path] = (),
         *,
         vocab_size: int,
+        kind: Kind = "decoder",
         texts: Iterable[str] | None = None,
         extra_special_tokens: Sequence[str] = (),
         max_text_bytes: int = 512 << 20,
@@ -116,55 +104,54 @@ class Tokenizer:
     ) -> Tokenizer:
         """Learn a byte-level BPE from text files (or `texts`) in bounded memory; see `learning.py` for the budgets.
 
-        The vocabulary is the special tokens (`<|endoftext|>`, which begins, ends and separates texts, `<|pad|>`,
-        `<|im_start|>`, `<|im_end|>`, then `extra_special_tokens`), the 256 bytes, and merges up to `vocab_size`
-        entries; with no room for merges every byte is a token. Special tokens found in the text are not learned from.
-        Bytes that are not UTF-8 are read as U+FFFD. What was left out is said by `progress.note`.
+        The vocabulary is the special tokens of that `kind` of model (see `kinds.py`; a decoder's are `<|endoftext|>`,
+        which begins, ends and separates texts, `<|pad|>`, `<|im_start|>`, `<|im_end|>`), then `extra_special_tokens`,
+        the 256 bytes, and merges up to `vocab_size` entries; with no room for merges every byte is a token. Special
+        tokens found in the text are not learned from. Bytes that are not UTF-8 are read as U+FFFD. What was left out
+        is said by `progress.note`.
         """
+        if kind not in KINDS:
+            raise UserError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+        chosen = KINDS[kind]
         core = learn(
             files,
             texts,
             vocab_size=vocab_size,
-            special_tokens=(*DEFAULT_SPECIAL_TOKENS, *extra_special_tokens),
+            special_tokens=(*chosen.special_tokens, *extra_special_tokens),
             max_text_bytes=max_text_bytes,
             max_word_bytes=max_word_bytes,
             progress=progress,
         )
-        # Elsewhere too a text is to begin as it did in training.
-        core.post_processor = processors.TemplateProcessing(
-            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, core.token_to_id(END_OF_TEXT))]
-        )
-        return cls(core, bos=END_OF_TEXT, eos=END_OF_TEXT, pad=PAD, chat_template=CHATML)
+        chosen.finish(core)
+        return cls(core, **chosen.roles.named(), chat_template=chosen.chat_template)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Open a directory with a tokenizer.json, or that file itself (the files beside it are read as well)."""
+        """Open a directory with a tokenizer, or its tokenizer.json (the files beside it are read as well).
+
+        Older files do as well: see `formats.py`.
+        """
         files = directory.read(Path(path))
         with _damage_named(files.source):
-            return cls(
-                Core.from_str(files.core),
-                bos=files.bos,
-                eos=files.eos,
-                pad=files.pad,
-                adds_bos=files.adds_bos,
-                chat_template=files.chat_template,
-            )
+            core = files.core()
+            special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
+            roles = completed(files.roles, files.silent, special)
+            return cls(core, **roles.named(), adds_bos=files.adds_bos, chat_template=files.chat_template)
 
     def save(self, directory_path: str | Path, *, max_length: int | None = None) -> None:
         """Write the files that `transformers` opens into a directory, each whole or not at all.
 
         `max_length` (tokens) is what the model can read, written as `model_max_length`.
         """
-        files = directory.TokenizerFiles(
-            source=Path(directory_path) / directory.TOKENIZER,
-            core=self._core.to_str(pretty=True),
-            bos=self.bos_token,
-            eos=self.eos_token,
-            pad=self.pad_token,
+        directory.write(
+            Path(directory_path),
+            self._core.to_str(pretty=True),
+            self._roles,
             adds_bos=self.adds_bos or None,
             chat_template=self.chat_template,
+            special_tokens=list(self.special_tokens),
+            max_length=max_length,
         )
-        directory.write(Path(directory_path), files, list(self.special_tokens), max_length)
 
     def with_chat_template(self, source: str | None) -> Tokenizer:
         """The same tokenizer with another chat template (Jinja source)."""
@@ -172,15 +159,35 @@ class Tokenizer:
 
     # ------------------------------------------------------------------------------------------ text to ids
 
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """The ids of `text`. Nothing is added; special tokens in it count as text unless `parse_special`."""
-        core = self._parsing_core if parse_special else self._core
-        return self._encode_long(core, text) if self._is_long(text) else self._encode_short(core, [text])[0]
+    def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
+        """The ids of `text`. Nothing is added; special tokens in it count as text unless `parse_special`.
+
+        `continues` says that the text goes on from other text, so that a tokenizer which puts a space before a text
+        does not do so here.
+        """
+        if not continues or parse_special or self._continuing is None:
+            return (self._parsing if parse_special else self._plain).encode(text)
+        encoder, first_word_only = self._continuing
+        if not first_word_only:
+            return encoder.encode(text)
+        word = next(iter(text.split(maxsplit=1)), "") if not text[:1].isspace() else ""
+        return encoder.encode(word) + self._plain.encode(text[len(word) :])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        short = iter(self._encode_short(self._core, [text for text in texts if not self._is_long(text)]))
-        return [self._encode_long(self._core, text) if self._is_long(text) else next(short) for text in texts]
+        return self._plain.encode_batch(texts)
+
+    def wrap(self, ids: Sequence[int], pair: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+        """`ids` (and those of a second text) with the special tokens that the model's inputs have around them.
+
+        Returns the ids and, for each, its type: 0 or 1, the text it belongs to for the model's type embeddings.
+        """
+        return self._wrapping.wrap(ids, pair)
+
+    def word_starts(self, ids: Sequence[int]) -> list[bool]:
+        """For each id whether a new word begins with it (see `words.py`); special tokens are words of their own."""
+        edges = self._edges
+        return starts_of(None if token_id in self._special_ids else edges[token_id] for token_id in self._checked(ids))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids whose bytes are exactly `data`: stretches of UTF-8 as `encode` has them, other bytes one id each.
@@ -198,35 +205,6 @@ class Tokenizer:
             exact = stretch.encode()
             ids += encoded if self.decode_bytes(encoded) == exact else [byte_ids[byte] for byte in exact]
         return ids
-
-    def _is_long(self, text: str) -> bool:
-        return self._can_be_cut and isinstance(text, str) and len(text) > WINDOW
-
-    def _encode_short(self, core: Core, texts: list[str]) -> list[list[int]]:
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {number} to encode is of type {type(text).__name__}, not a string")
-        try:
-            return [encoding.ids for encoding in core.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError as error:  # the library's word for a string that UTF-8 cannot write
-            raise UserError(_why_not_text(texts)) from error
-
-    def _encode_long(self, core: Core, text: str) -> list[int]:
-        """Encode a window, keep the words that cannot depend on what follows it, go on from there."""
-        ids: list[int] = []
-        start = 0
-        while len(text) - start > WINDOW:
-            try:
-                encoding = core.encode(text[start : start + WINDOW], add_special_tokens=False)
-            except TypeError as error:
-                raise UserError(_why_not_text([text])) from error
-            word = encoding.char_to_word(WINDOW - WORD_REACH)
-            assert word is not None, "a byte-level tokenizer has a token for every character"
-            characters, tokens = encoding.word_to_chars(word), encoding.word_to_tokens(word)
-            assert characters is not None and tokens is not None and characters[0] > 0
-            ids += encoding.ids[: tokens[0]]
-            start += characters[0]
-        return ids + self._encode_short(core, [text[start:]])[0]
 
     # ------------------------------------------------------------------------------------------ ids to text
 
@@ -272,6 +250,66 @@ class Tokenizer:
 
     # ------------------------------------------------------------------------------------------ what it is
 
+    @property
+    def bos_token(self) -> str | None:
+        """The token that begins a text."""
+        return self._roles.bos
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends a text."""
+        return self._roles.eos
+
+    @property
+    def pad_token(self) -> str | None:
+        """The token that fills up a row."""
+        return self._roles.pad
+
+    @property
+    def mask_token(self) -> str | None:
+        """The token that stands where another was hidden."""
+        return self._roles.mask
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that begins a text."""
+        return self._role_ids.get("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the token that ends a text."""
+        return self._role_ids.get("eos")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the token that fills up a row."""
+        return self._role_ids.get("pad")
+
+    @property
+    def unk_id(self) -> int | None:
+        """Id of the token that stands for what the vocabulary cannot write."""
+        return self._role_ids.get("unk")
+
+    @property
+    def cls_id(self) -> int | None:
+        """Id of the token that stands first where a whole text is judged."""
+        return self._role_ids.get("cls")
+
+    @property
+    def sep_id(self) -> int | None:
+        """Id of the token that closes each of one or two texts."""
+        return self._role_ids.get("sep")
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token that stands where another was hidden."""
+        return self._role_ids.get("mask")
+
+    @cached_property
+    def sentinel_ids(self) -> list[int]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>`, ... in this order; empty where there are none."""
+        return sentinels(self._core.get_vocab(with_added_tokens=True))
+
     def __len__(self) -> int:
         """How many entries the vocabulary has (`vocab_size` also counts ids that no token uses, if there are any)."""
         return len(self._ids)
@@ -288,17 +326,37 @@ class Tokenizer:
         return None if self.chat_template is None else ChatTemplate(self.chat_template, self)
 
     @cached_property
-    def _parsing_core(self) -> Core:
+    def _plain(self) -> TextEncoder:
+        return TextEncoder(plain_core(self._core))
+
+    @cached_property
+    def _parsing(self) -> TextEncoder:
         # A second one, as the library keeps this choice inside the object, where two threads would share it.
         core = Core.from_str(self._core.to_str())
         core.encode_special_tokens = False
-        return core
+        return TextEncoder(core)
+
+    @cached_property
+    def _continuing(self) -> tuple[TextEncoder, bool] | None:
+        variant = continuing_core(self._plain.core)
+        return None if variant is None else (TextEncoder(variant[0]), variant[1])
+
+    @cached_property
+    def _wrapping(self) -> Wrapping:
+        wrapping = read_wrapping(self._core)
+        return wrapping.beginning_with(self.bos_id) if self.adds_bos and self.bos_id is not None else wrapping
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         if not self.is_byte_level:
             raise UserError("this tokenizer is not byte-level, so its ids have no bytes: use encode and decode")
         return bytes_of_ids(self._core)
+
+    @cached_property
+    def _edges(self) -> dict[int, Edges]:
+        if self.is_byte_level:
+            return {token_id: edges_of(data) for token_id, data in self._bytes.items()}
+        return edges_by_id(self._core)
 
     @cached_property
     def _byte_ids(self) -> list[int]:
@@ -309,13 +367,7 @@ class Tokenizer:
         return [vocabulary[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
 
     def _names(self) -> dict[str, Any]:
-        return {
-            "bos": self.bos_token,
-            "eos": self.eos_token,
-            "pad": self.pad_token,
-            "adds_bos": self.adds_bos,
-            "chat_template": self.chat_template,
-        }
+        return {**self._roles.named(), "adds_bos": self.adds_bos, "chat_template": self.chat_template}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own state leaves out that special tokens are text; worker processes must not lose that.
@@ -338,16 +390,3 @@ def _damage_named(source: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{source} is not a tokenizer: {error}") from error
-
-
-def _why_not_text(texts: Sequence[str]) -> str:
-    """The message for strings with a surrogate, half a character that no UTF-8 can write."""
-    for number, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return (
-                f"text {number} holds U+{ord(text[error.start]):04X} at character {error.start}, half a surrogate "
-                "pair: repair the JSON or the decoding it came from, or use encode_bytes"
-            )
-    return "the tokenizer takes a list of strings"

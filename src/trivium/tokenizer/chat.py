@@ -24,7 +24,7 @@ Roles are not marked, since they come from a fixed list.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -57,8 +57,8 @@ class ChatTokenizer(Protocol):
     pad_token: str | None
     special_tokens: Mapping[str, int]
 
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of `text`."""
+    def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
+        """Ids of `text`, which `continues` other text or stands alone."""
         ...
 
 
@@ -156,7 +156,7 @@ class ChatTemplate:
             cuts |= {start, end}
             if flags[number]:
                 answers.append((start, end))
-        return self._encode_pieces(text, cuts, answers)
+        return self._encode_pieces(text, special, cuts, answers)
 
     @cached_property
     def end_of_turn_id(self) -> int | None:
@@ -213,11 +213,28 @@ class ChatTemplate:
         is_blank = not (messages[number].get("content") or "").strip()
         return start, _end_of_turn(text, shared, inside, is_blank)
 
-    def _encode_pieces(self, text: str, cuts: set[int], answers: Sequence[tuple[int, int]]) -> ChatIds:
+    def _encode_pieces(
+        self,
+        text: str,
+        special: Sequence[tuple[int, int]],
+        cuts: set[int],
+        answers: Sequence[tuple[int, int]],
+    ) -> ChatIds:
+        starts, ends = [start for start, _ in special], {end: start for start, end in special}
+        # A tokenizer that puts a space before a text puts it where the whole would have it: nowhere after other text,
+        # and after a special token if that is its way.
+        cuts = cuts | {0, len(text)}
+        opening, following = set(starts), [*starts, len(text)]
+        cuts |= {following[bisect_left(starts, cut)] for cut in cuts}
         ids: list[int] = []
         learned: list[bool] = []
-        for start, end in pairwise(sorted({0, len(text)} | cuts)):
-            piece = self._tokenizer.encode(text[start:end], parse_special=True)
+        for start, end in pairwise(sorted(cuts)):
+            if start and start in ends:  # `[1:]`: without that special token itself
+                piece = self._tokenizer.encode(text[ends[start] : end], parse_special=True)[1:]
+            elif start == 0 or start in opening:
+                piece = self._tokenizer.encode(text[start:end], parse_special=True)
+            else:
+                piece = self._tokenizer.encode(text[start:end], continues=True)
             ids += piece
             learned += [any(a <= start and end <= b for a, b in answers)] * len(piece)
         return ChatIds(ids, learned)
