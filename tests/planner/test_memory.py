@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from trivium.models.build import build_model, set_gradient_checkpointing
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
-from trivium.models.build import build_model, set_gradient_checkpointing
+from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.planner import memory
 from trivium.planner.memory import FP32, MemoryPlan, estimate, fits, kept_activation_bytes
 from trivium.runtime import Precision
@@ -53,7 +54,11 @@ def kept_by_autograd(config: ModelConfig, precision: Precision, packed: bool, ch
     segments = torch.ones((ROWS, LENGTH), dtype=torch.int32) if packed else None
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        model.hidden(ids, segments=segments)
+        if isinstance(model, EncoderDecoder):
+            memory = model.memory(model.encode(ids, segments=segments), segments)
+            model.hidden(ids, memory=memory, segments=segments)
+        else:
+            model.hidden(ids, segments=segments)
     # The 16-bit copies of the weights are counted with the weights: they are transposed views of whole matrices.
     copies = [t for t in kept.values() if t.grad_fn is not None and t.grad_fn.name() == "TBackward0"]
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -81,6 +86,29 @@ def test_kept_activations_to_the_byte(shape: str, precision: Precision, packed: 
     # Broken controls: one block less, and another precision, are seen.
     assert predicted(config_of(shape, layers=2), precision, packed) != kept
     assert predicted(config, "fp32" if precision == "bf16" else "bf16", packed) != kept
+
+
+TWO_STACKS: dict[str, dict[str, Any]] = {
+    "t5": {"kind": "encoder-decoder", "positions": "relative", "attention_scale": 1.0},
+    "bart": {
+        "kind": "encoder-decoder",
+        **SHAPES["gpt2"],
+        "norm_placement": "post",
+        "embedding_norm": True,
+        "decoder_layers": 2,
+    },
+    "bloom": {**SHAPES["gpt2"], "positions": "alibi", "embedding_norm": True},
+    "t5 encoder": {"kind": "encoder", "positions": "relative"},
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", TWO_STACKS)
+def test_kept_activations_of_other_kinds_nearly(shape: str, precision: Precision, packed: bool) -> None:
+    config = ModelConfig(**{"vocab_size": 512, "width": 128, "layers": 3, "heads": 4, **TWO_STACKS[shape]})
+    kept = kept_by_autograd(config, precision, packed, checkpointing=False)
+    assert predicted(config, precision, packed) == pytest.approx(kept, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "dropout"])
