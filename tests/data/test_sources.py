@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from data.samples import ByteTokenizer, random_documents, shards_of
 from trivium.data.batch import IGNORED, Batch
-from trivium.data.packing import PackedRows
+from trivium.data.packing import PackedRows, collate
 from trivium.data.prepare import prepare
 from trivium.data.settings import DataSettings
 from trivium.data.sources import (
     EvaluationRows,
     PackedSource,
     RowId,
-    collate,
     evaluation_rows,
     training_source,
 )

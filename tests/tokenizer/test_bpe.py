@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from trivium.errors import UserError
-from trivium.tokenizer import bpe
+from trivium.tokenizer import encoding
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.tokenizer.learning import DEFAULT_SPECIAL_TOKENS, WORD_PATTERN
 
@@ -125,7 +125,7 @@ def test_gpt2_as_published(shared_data: Path, tmp_path: Path) -> None:
     core.add_special_tokens(["<|endoftext|>"])
     core.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert tokenizer.vocab_size == 50_257 and tokenizer.bos_id is None and tokenizer.is_byte_level
+    assert tokenizer.vocab_size == 50_257 and tokenizer.bos_id == 50_256 and tokenizer.is_byte_level
     cases = folder / "llama.cpp" / "ggml-vocab-gpt-2.gguf.inp"
     texts = cases.read_text("utf-8").split("\n__ggml_vocab_test__\n")
     expected = [list(map(int, line.split())) for line in cases.with_suffix(".out").read_text().splitlines()]
@@ -205,7 +205,7 @@ def test_control_quadratic_encoding_is_caught(tokenizer: Tokenizer) -> None:
 
 def test_a_long_text_in_windows_has_the_ids_of_the_whole(tokenizer: Tokenizer, mixed_corpus: list[str]) -> None:
     text = "".join(mixed_corpus)
-    assert len(text) > 50 * bpe.WINDOW
+    assert len(text) > 50 * encoding.WINDOW
     whole = tokenizer._core.encode(text, add_special_tokens=False).ids
     assert tokenizer.encode(text) == whole
     assert tokenizer.encode_batch(["a", text, "b"]) == [tokenizer.encode("a"), whole, tokenizer.encode("b")]
@@ -223,9 +223,9 @@ runs = st.lists(
 def test_windows_cut_anywhere(tokenizer: Tokenizer, pieces: list[tuple[str, int]]) -> None:
     text = "".join(unit * times for unit, times in pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "WINDOW", 1100)
+        patch.setattr(encoding, "WINDOW", 1100)
         for parse_special in (False, True):
-            core = tokenizer._parsing_core if parse_special else tokenizer._core
+            core = tokenizer._parsing.core if parse_special else tokenizer._core
             whole = core.encode(text, add_special_tokens=False).ids
             assert tokenizer.encode(text, parse_special=parse_special) == whole
 

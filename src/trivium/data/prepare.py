@@ -164,7 +164,8 @@ def described(path: str) -> dict[str, Any]:
     return {"files": len(files), "bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
-def _cache_directory(settings: DataSettings) -> Path:
+def cache_of(settings: DataSettings) -> Path:
+    """Where the shards of these settings are kept."""
     if settings.cache_directory is not None:
         return Path(settings.cache_directory).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trivium" / "shards"

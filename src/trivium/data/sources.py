@@ -9,16 +9,22 @@ of all steps are those of the undisturbed run, in the same order, each once per 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from trivium.data.batch import Batch
-from trivium.data.order import Mixture
-from trivium.data.packing import PackedRow, PackedRows
+from trivium.data.examples import ExampleRows, PairPieces, PairTask, TextPieces
+from trivium.data.marks import Marks
+from trivium.data.objectives_settings import CausalSettings, ObjectiveSettings, PrefixSettings
+from trivium.data.order import Mixture, key_of
+from trivium.data.packing import PackedRows, PrefixRows
+from trivium.data.pairs import PairShards, PreparedPairs
 from trivium.data.prepare import Prepared
 from trivium.data.settings import DataSettings
+from trivium.data.shards import Shards
+from trivium.data.tasks import build_task
+from trivium.models.config import Kind
 
 
 class RowId(NamedTuple):
@@ -29,12 +35,37 @@ class RowId(NamedTuple):
     row: int
 
 
+class Rows(Protocol):
+    """The rows of one source, by number: packed text, or packed examples of a task."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions in a row, at most."""
+        ...
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        ...
+
+    def row(self, number: int, epoch: int = 0) -> Any:
+        """One row as it is in one epoch."""
+        ...
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Rows, of this source or of others of its kind, as one batch."""
+        ...
+
+    def worst_case(self, rows: Sequence[Any]) -> Batch:
+        """A batch of so many rows that needs as much memory as any."""
+        ...
+
+
 class PackedSource:
     """A `BatchSource` over the packed rows of one or several sources."""
 
     def __init__(
         self,
-        sources: Sequence[tuple[PackedRows, float | None]],
+        sources: Sequence[tuple[Rows, float | None]],
         *,
         rows_per_step: int,
         rows_per_micro_batch: int,
@@ -84,14 +115,20 @@ class PackedSource:
         ids = self.rank_row_ids(step)
         for start in range(0, len(ids), self._rows_per_micro_batch):
             chosen = ids[start : start + self._rows_per_micro_batch]
-            yield collate([self.sources[source].row(row) for source, _, row in chosen])
+            yield self.sources[0].collate([self.sources[source].row(row, epoch) for source, epoch, row in chosen])
 
     def worst_case(self) -> Batch:
-        """A full micro-batch, with positions and segments if any row needs them."""
+        """A full micro-batch of the source that needs the most memory."""
         wanted = -(-self.rows_per_step // self._world_size)
         ids = self.rows_at(0, min(self._rows_per_micro_batch, wanted))
-        plain = all(rows.are_plain for rows in self.sources)
-        return collate([self.sources[source].row(row) for source, _, row in ids], always_segments=not plain)
+        rows = [self.sources[source].row(row, epoch) for source, epoch, row in ids]
+        return max((source.worst_case(rows) for source in self.sources), key=_num_elements)
+
+
+def _num_elements(batch: Batch) -> int:
+    """Positions of a batch, and whether it has segments, which cost a mask."""
+    source = 0 if batch.source_ids is None else batch.source_ids.numel()
+    return 2 * (batch.ids.numel() + source) + (batch.segments is not None)
 
 
 class EvaluationRows:
@@ -99,7 +136,7 @@ class EvaluationRows:
 
     def __init__(
         self,
-        rows: PackedRows,
+        rows: Rows,
         rows_per_micro_batch: int,
         *,
         max_rows: int | None = None,
@@ -116,29 +153,53 @@ class EvaluationRows:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self._numbers), self._rows_per_micro_batch):
             chosen = self._numbers[start : start + self._rows_per_micro_batch]
-            yield collate([self._rows.row(number) for number in chosen])
+            yield self._rows.collate([self._rows.row(number) for number in chosen])
 
     def __len__(self) -> int:
         """How many micro-batches there are."""
         return -(-len(self._numbers) // self._rows_per_micro_batch)
 
 
-def collate(rows: Sequence[PackedRow], *, always_segments: bool = False) -> Batch:
-    """Rows as one batch; positions and segments are left out when causal attention alone is right for every row."""
-    ids = torch.from_numpy(np.stack([row.ids for row in rows]))
-    targets = torch.from_numpy(np.stack([row.targets for row in rows]))
-    if not always_segments and all(row.is_plain for row in rows):
-        return Batch(ids, targets)
-    positions = torch.from_numpy(np.stack([row.positions for row in rows]))
-    return Batch(ids, targets, positions, torch.from_numpy(np.stack([row.segments for row in rows])))
+def rows_for(
+    shards: Shards | PairShards,
+    settings: DataSettings,
+    objective: ObjectiveSettings,
+    kind: Kind,
+    marks: Marks | None,
+    seed: int,
+) -> Rows:
+    """The rows of one source for an objective and a kind of model; `marks` for all objectives but `causal`."""
+    length = settings.sequence_length
+    if isinstance(shards, PairShards):
+        assert marks is not None
+        task = PairTask(marks.before, marks.after, marks.start_id)
+        return ExampleRows(PairPieces(shards.sources, shards.targets, task, length), length, seed, marks.pad_id)
+    if isinstance(objective, CausalSettings):
+        return PackedRows(shards, length)
+    if isinstance(objective, PrefixSettings) and kind == "decoder":
+        return PrefixRows(shards, length, seed)
+    assert marks is not None
+    return ExampleRows(TextPieces(shards, build_task(objective, marks), length), length, seed, marks.pad_id)
 
 
 def training_source(
-    prepared: Prepared, settings: DataSettings, *, seed: int, rank: int = 0, world_size: int = 1
+    prepared: Prepared | PreparedPairs,
+    settings: DataSettings,
+    *,
+    seed: int,
+    objective: ObjectiveSettings | None = None,
+    kind: Kind = "decoder",
+    marks: Marks | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> PackedSource:
-    """The batches that `settings` asks for."""
+    """The batches that `settings` asks for; `objective` None: `causal`."""
+    objective = objective or CausalSettings()
     return PackedSource(
-        [(PackedRows(shards, settings.sequence_length), weight) for shards, weight in prepared.train],
+        [
+            (rows_for(shards, settings, objective, kind, marks, key_of(seed, "task", number)), weight)
+            for number, (shards, weight) in enumerate(prepared.train)
+        ],
         rows_per_step=settings.rows_per_step,
         rows_per_micro_batch=settings.rows_per_micro_batch,
         seed=seed,
@@ -148,15 +209,27 @@ def training_source(
 
 
 def evaluation_rows(
-    prepared: Prepared, settings: DataSettings, *, rank: int = 0, world_size: int = 1
+    prepared: Prepared | PreparedPairs,
+    settings: DataSettings,
+    *,
+    objective: ObjectiveSettings | None = None,
+    kind: Kind = "decoder",
+    marks: Marks | None = None,
+    all_rows: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> EvaluationRows | None:
-    """The held-out micro-batches that `settings` asks for; None where nothing is held out."""
+    """The held-out micro-batches that `settings` asks for; None where nothing is held out.
+
+    What an objective draws, it draws alike in every evaluation and in every run. `all_rows`: whatever
+    `settings.evaluation_rows` says.
+    """
     if prepared.held_out is None:
         return None
     return EvaluationRows(
-        PackedRows(prepared.held_out, settings.sequence_length),
+        rows_for(prepared.held_out, settings, objective or CausalSettings(), kind, marks, key_of("held-out task")),
         settings.rows_per_micro_batch,
-        max_rows=settings.evaluation_rows,
+        max_rows=None if all_rows else settings.evaluation_rows,
         rank=rank,
         world_size=world_size,
     )

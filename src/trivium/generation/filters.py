@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trivium.errors import UserError
 from trivium.generation.settings import GenerationSettings
 
 
@@ -25,7 +26,8 @@ class Past:
     """What filters may know of the rows: B entries in each field."""
 
     ids: Sequence[Sequence[int]]
-    """The ids that each row holds: prompt and text, or what the decoder of an encoder-decoder has read."""
+    """The ids that each row holds: prompt and text, or what the decoder of an encoder-decoder has read; may be empty
+    where no n-grams are forbidden."""
     num_new: Sequence[int]
     """How many of them are new: those of the text."""
     limits: Sequence[int]
@@ -128,7 +130,7 @@ def _rules(settings: GenerationSettings, ends: frozenset[int], forces: bool) -> 
     if settings.no_repeat_ngram_size > 0:
         filters.append(lambda scores, past: forbid_repeated_ngrams(scores, past.ids, settings.no_repeat_ngram_size))
     if settings.suppressed_ids:
-        filters.append(lambda scores, past: suppress(scores, range(len(past.ids)), settings.suppressed_ids))
+        filters.append(lambda scores, past: suppress(scores, range(len(past.num_new)), settings.suppressed_ids))
     if settings.min_new_tokens > 0 and ends:
         filters.append(lambda scores, past: suppress(scores, _with(past, range(settings.min_new_tokens)), ends))
     if bos is not None:
@@ -163,9 +165,14 @@ def _at_the_limit(past: Past) -> list[int]:
 
 
 def _dropped(scores_BV: Tensor, rows: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """Scores with -inf at each (row, id)."""
+    """Scores with -inf at each (row, id). UserError when a row is left without any token."""
     if not rows:
         return scores_BV
     dropped_BV = scores_BV.clone()
     dropped_BV[rows, ids] = -math.inf
+    if dropped_BV.amax(-1).isneginf().any():
+        raise UserError(
+            "every token of the vocabulary is forbidden: make no_repeat_ngram_size larger (0 is off) or "
+            "suppressed_ids fewer"
+        )
     return dropped_BV

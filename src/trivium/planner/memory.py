@@ -195,7 +195,7 @@ def _attention_bytes(config: ModelConfig, rows: int, length: int, item: int) -> 
     query, key = config.heads * config.head_width, config.kv_heads * config.head_width
     scores = rows * config.heads * length**2
     if config.positions == "relative" and not config.attention_dropout:  # no fused kernel gives the bias's gradient
-        return item * (4 * tokens * query + scores)
+        return item * tokens * query + FP32 * (3 * tokens * query + scores)
     if config.attention_dropout:
         return tokens * query * item + 3 * FP32 * (tokens * query + scores)
     by_blocks = item != FP32  # `models/block_attention.py`

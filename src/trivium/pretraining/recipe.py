@@ -11,9 +11,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from trivium.config import Settings
+from trivium.data.objectives_settings import OBJECTIVES_OF, CausalSettings, ObjectiveSettings, refuse_objective
 from trivium.data.settings import DataSettings
-from trivium.models.config import ModelConfig
+from trivium.errors import UserError, nearest
+from trivium.families import FAMILIES
+from trivium.models.config import Kind, ModelConfig
 from trivium.training.settings import TrainingSettings
+
+# The family of a model of which a recipe states the kind only.
+FAMILY_OF: dict[Kind, str] = {"decoder": "llama", "encoder": "bert", "encoder-decoder": "t5"}
 
 
 class TokenizerSettings(Settings):
@@ -54,8 +60,13 @@ class PretrainRecipe(Settings):
     """How text becomes ids."""
     data: DataSettings
     """Which text, and how it becomes batches."""
+    objective: ObjectiveSettings = CausalSettings()
+    """What is learned from the text, or its name alone. Left out: what the kind of model usually learns (decoder:
+    causal, encoder: masked, encoder-decoder: spans)."""
     model: ModelConfig
-    """The shape of the model; `vocab_size` and `max_positions` may be left out and follow tokenizer and data."""
+    """The shape of the model; `family` (bert, t5, llama, marian, ...) fills in what makes it one of that family, and
+    `kind` alone chooses bert, t5 or llama; `vocab_size`, `max_positions` and `decoder_start_id` follow tokenizer and
+    data."""
     training: TrainingSettings
     """How the weights are learned."""
     sample_prompts: tuple[str, ...] = ()
@@ -67,23 +78,61 @@ class PretrainRecipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _model_follows_tokenizer_and_data(cls, values: Any) -> Any:
-        """Fill in the two sizes of the model that other sections already state."""
+    def _model_follows_the_other_sections(cls, values: Any) -> Any:
+        """Fill in what a family, the tokenizer and the data already state of the model, and the usual objective."""
         model = values.get("model") if isinstance(values, dict) else None
         if not isinstance(model, dict):
-            return values
-        tokenizer, data = values.get("tokenizer"), values.get("data")
-        path = _stated(tokenizer, "path", None)
-        if path is None:
-            vocab_size = _stated(tokenizer, "vocab_size", TokenizerSettings.model_fields["vocab_size"].default)
-        elif "vocab_size" not in model:
-            from trivium.tokenizer.bpe import Tokenizer  # only where it is needed: `--help` stays quick
-
-            vocab_size = Tokenizer.load(str(path)).vocab_size
+            kind = getattr(model, "kind", None)
         else:
-            vocab_size = model["vocab_size"]
-        length = _stated(data, "sequence_length", DataSettings.model_fields["sequence_length"].default)
-        return {**values, "model": {"vocab_size": vocab_size, "max_positions": length, **model}}
+            model = _of_family(model)
+            kind = model.get("kind", "decoder")
+            values = {**values, "model": {**_sizes(values, model), **model}}
+        if kind in OBJECTIVES_OF and values.get("objective") is None:
+            values = {**values, "objective": {"name": OBJECTIVES_OF[kind][0]}}
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> PretrainRecipe:
+        refuse_objective(self.objective.name, self.model.kind)
+        if self.model.head != "lm":
+            raise ValueError(f"model.head={self.model.head} has no token scores to learn: leave it out")
+        return self
+
+
+def _of_family(model: dict[str, Any]) -> dict[str, Any]:
+    """The model's section with its family's fields under those it states."""
+    model = dict(model)
+    stated = model.pop("family", None)
+    kind = model.get("kind", "decoder")
+    name = stated or (FAMILY_OF.get(kind) if kind != "decoder" else None)
+    if name is None:
+        return model
+    if name not in FAMILIES:
+        near = nearest(str(name), FAMILIES)
+        guess = f"did you mean {near}? " if near else ""
+        raise UserError(f"model.family: {name!r} is no family; {guess}known: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    if model.get("kind", family.kind) != family.kind:
+        raise UserError(f"model.family={name} is of kind {family.kind}, not {kind}: leave model.kind out")
+    return {"kind": family.kind, **family.shape, **model}
+
+
+def _sizes(values: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the model that follow from the tokenizer and the data; those that are stated need not be looked up."""
+    tokenizer, data = values.get("tokenizer"), values.get("data")
+    sizes = {"max_positions": _stated(data, "sequence_length", DataSettings.model_fields["sequence_length"].default)}
+    path = _stated(tokenizer, "path", None)
+    starts = model.get("kind") == "encoder-decoder"
+    if path is None:
+        sizes["vocab_size"] = _stated(tokenizer, "vocab_size", TokenizerSettings.model_fields["vocab_size"].default)
+    elif "vocab_size" not in model or (starts and "decoder_start_id" not in model):
+        from trivium.tokenizer.bpe import Tokenizer  # only where it is needed: `--help` stays quick
+
+        loaded = Tokenizer.load(str(path))
+        sizes["vocab_size"] = loaded.vocab_size
+        if starts and loaded.pad_id is not None:
+            sizes["decoder_start_id"] = loaded.pad_id
+    return sizes
 
 
 def _stated(section: Any, key: str, default: Any) -> Any:

@@ -28,9 +28,9 @@ from trivium.data.sources import EvaluationRows, evaluation_rows, training_sourc
 from trivium.errors import UserError
 from trivium.files import is_vacant, remove_unfinished, write_atomically
 from trivium.machine import describe_machine, peak_product_flops
+from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
-from trivium.models.build import build_model, initialise
 from trivium.models.decoder import Decoder
 from trivium.planner.memory import MemoryPlan, estimate
 from trivium.pretraining.causal import CausalObjective
