@@ -37,6 +37,13 @@ def test_closed_forms(step: int) -> None:
     assert rates(schedule="wsd", decay_fraction=0.2)[step] == pytest.approx(level_then_line, rel=1e-12)
 
 
+def test_inverse_square_root_is_that_of_the_transformer() -> None:
+    """D^-0.5 min(s^-0.5, s w^-1.5) up to a constant (Vaswani et al., 2017, eq. 3), s counted from 1."""
+    found = rates(schedule="inverse_sqrt")
+    formula = [min(s**-0.5, s * WARMUP**-1.5) for s in range(1, len(found) + 1)]
+    assert found == pytest.approx([PEAK * value / max(formula) for value in formula], rel=1e-12)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_ends_at_the_final_rate(schedule: str) -> None:
     assert rates(schedule=schedule)[-1] == pytest.approx(PEAK * RATIO, rel=1e-12)

@@ -20,6 +20,8 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     warmup = settings.resolved_warmup_steps
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "inverse_sqrt":
+        return settings.learning_rate * math.sqrt(max(1, warmup) / (step + 1))
     ratio = settings.final_learning_rate_ratio
     return settings.learning_rate * (ratio + (1 - ratio) * _height(step, warmup, settings))
 
@@ -28,7 +30,7 @@ def _height(step: int, warmup: int, settings: TrainingSettings) -> float:
     """f(p): the curve's height above the final rate, 1 at the peak and 0 at the last step."""
     last = settings.steps - 1
     match settings.schedule:
-        case "constant":
+        case "constant" | "inverse_sqrt":
             return 1.0
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * _share(step, warmup, last)))

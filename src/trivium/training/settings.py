@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from trivium.config import Settings
 from trivium.runtime import Precision
 
-Schedule = Literal["cosine", "linear", "wsd", "constant"]
+Schedule = Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 # Without a wish, one step in this many warms up.
@@ -24,10 +24,11 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """The highest learning rate, reached after warm-up; larger models want smaller ones."""
     final_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
-    """The learning rate at the end, as a share of `learning_rate`; `constant` has no use for it."""
+    """The learning rate at the end, as a share of `learning_rate`; `constant` and `inverse_sqrt` have no use for it."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warm-up: along half a cosine, along a line, `wsd` (level, then a line over
-    the last `decay_fraction` of the steps), or not at all."""
+    the last `decay_fraction` of the steps), as one over the root of the step (`inverse_sqrt`; Vaswani et al., 2017), or
+    not at all."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps over which the learning rate rises in a line to its highest; null: one step in fifty."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)

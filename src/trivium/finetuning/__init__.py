@@ -1,0 +1,1 @@
+"""Making a pretrained model better at a task; so far: classification of texts."""

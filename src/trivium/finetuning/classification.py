@@ -1,0 +1,153 @@
+"""Texts to classes: the rows, the loss, and one run that turns a pretrained model into a classifier.
+
+The model gets a head for a whole text (`models/heads.py`), of which alone the weights are fresh; everything is trained
+by the one loop. Rows are single texts, padded to the longest of their batch. Invariant its test checks: padding and the
+size of micro-batches change neither the loss nor the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trivium.checkpoints.directory import load_weights, save_model_directory
+from trivium.checkpoints.store import CheckpointStore
+from trivium.data.batch import Batch
+from trivium.data.sources import EvaluationRows, PackedSource
+from trivium.errors import UserError
+from trivium.progress import SILENT, Progress
+from trivium.runtime import Runtime
+from trivium.tokenizer.bpe import Tokenizer
+from trivium.training.evaluate import evaluate_loss
+from trivium.training.loop import TrainResult, train
+from trivium.training.objective import LossReport
+from trivium.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """One text and the number of its class."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class ClassificationObjective:
+    """Cross-entropy of the class, summed over texts, in nats; "correct" among the scalars counts the right ones."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossReport:
+        """The summed loss; `batch.targets` is (B,): the class of each row."""
+        logits_BC = model(batch.ids, segments=batch.segments, types=batch.types).float()
+        correct = (logits_BC.argmax(-1) == batch.targets).sum()
+        return LossReport(
+            F.cross_entropy(logits_BC, batch.targets, reduction="sum"), len(batch.targets), {"correct": correct}
+        )
+
+
+class LabelledRows:
+    """One labelled text a row, with the marks of the model's inputs; texts that are too long are cut at their ends."""
+
+    def __init__(self, texts: Sequence[LabelledText], tokenizer: Tokenizer, sequence_length: int) -> None:
+        """UserError when there are none."""
+        if not texts:
+            raise UserError("there are no labelled texts")
+        self.sequence_length = sequence_length
+        marks = len(tokenizer.wrap([])[0])
+        encoded = tokenizer.encode_batch([each.text for each in texts])
+        self._ids = [tokenizer.wrap(ids[: sequence_length - marks])[0] for ids in encoded]
+        self._labels = [each.label for each in texts]
+        self._pad_id = tokenizer.pad_id or 0
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self._ids)
+
+    def row(self, number: int, epoch: int = 0) -> tuple[list[int], int]:
+        """(ids, class) of one text."""
+        return self._ids[number], self._labels[number]
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Rows as one batch, padded to the longest."""
+        return self._batch(rows, max(len(ids) for ids, _ in rows))
+
+    def worst_case(self, rows: Sequence[Any]) -> Batch:
+        """The same, padded to the longest of all texts."""
+        return self._batch(rows, max(map(len, self._ids)))
+
+    def _batch(self, rows: Sequence[Any], width: int) -> Batch:
+        ids = torch.full((len(rows), width), self._pad_id)
+        segments = torch.zeros((len(rows), width), dtype=torch.int32)
+        for number, (text, _) in enumerate(rows):
+            ids[number, : len(text)] = torch.tensor(text)
+            segments[number, : len(text)] = 1
+        return Batch(ids, torch.tensor([label for _, label in rows]), segments=segments)
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """What a finished run leaves beside the model directory."""
+
+    training: TrainResult
+    accuracy: float
+    """Share of the held-out texts whose likeliest class is the right one."""
+    loss: float
+    """Mean held-out loss, nats per text."""
+
+
+def train_classifier(
+    base: Path,
+    labels: Sequence[str],
+    train_texts: Sequence[LabelledText],
+    held_out_texts: Sequence[LabelledText],
+    run: Path,
+    settings: TrainingSettings,
+    runtime: Runtime,
+    *,
+    rows_per_step: int = 32,
+    rows_per_micro_batch: int = 16,
+    sequence_length: int = 256,
+    progress: Progress = SILENT,
+) -> ClassifierResult:
+    """Train the model in `base` to tell `labels` apart; the classifier is written to `run`/model.
+
+    Checkpoints, `metrics.jsonl` and resuming are those of every run. Raises UserError for a model that cannot have such
+    a head.
+    """
+    model, config = load_weights(base, head="classification", labels=tuple(labels))
+    model = model.to(runtime.torch_device())
+    tokenizer = Tokenizer.load(base)
+    length = min(sequence_length, config.max_positions)
+    objective = ClassificationObjective()
+    held_out = EvaluationRows(LabelledRows(held_out_texts, tokenizer, length), rows_per_micro_batch)
+
+    def measure(should_stop: Callable[[], bool]) -> Mapping[str, float]:
+        found = evaluate_loss(model, objective, held_out, runtime, should_stop=should_stop)
+        return {"held_out_loss": found.loss, "held_out_accuracy": found.scalars["correct"] / found.targets}
+
+    source = PackedSource(
+        [(LabelledRows(train_texts, tokenizer, length), None)],
+        rows_per_step=rows_per_step,
+        rows_per_micro_batch=rows_per_micro_batch,
+        seed=runtime.seed,
+    )
+    result = train(
+        model,
+        objective,
+        source,
+        settings,
+        runtime,
+        store=CheckpointStore(run / "checkpoints", settings.keep_checkpoints, progress.note),
+        evaluate=measure,
+        log=run / "metrics.jsonl",
+        progress=progress,
+    )
+    save_model_directory(run / "model", model, config, tokenizer)
+    found = measure(lambda: False)
+    return ClassifierResult(result, found["held_out_accuracy"], found["held_out_loss"])
