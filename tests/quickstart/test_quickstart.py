@@ -22,8 +22,11 @@ from trivium.data.settings import DataSettings
 from trivium.errors import UserError
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import SILENT
-from trivium.quickstart import run as module
-from trivium.quickstart.run import MIN_STEPS, PROMPTS, Quickstart, choose_size, learn_tokenizer, quickstart
+from trivium.quickstart import pretraining as module
+from trivium.quickstart import state as state_module
+from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, learn_tokenizer
+from trivium.quickstart.run import quickstart
+from trivium.quickstart.state import Quickstart
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,7 +60,7 @@ def test_it_leaves_a_measured_model_and_a_report(newcomer: tuple[Path, dict[str,
     assert summary["steps"] >= MIN_STEPS and 0 < summary["seconds"] < 600
     assert 0 < summary["held_out"]["bits_per_byte"] < 4 and summary["held_out"]["num_bytes"] > 100_000
     assert set(summary["baselines"]) == {"unigram_bits_per_byte", "xz_bits_per_byte"}
-    assert [sample["prompt"] for sample in summary["samples"]] == PROMPTS
+    assert [sample["prompt"] for sample in summary["samples"]] == PROMPTS["decoder"]
     assert all(sample["text"] for sample in summary["samples"])
     assert {"text", "tokenizer", "model", "training", "memory", "held-out text", "time"} <= set(summary["table"])
 
@@ -114,14 +117,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         evaluation_rows=4,
         cache_directory=str(tmp_path / "cache"),
     )
-    monkeypatch.setattr(module, "DATA", data)
+    monkeypatch.setattr(state_module, "data_settings", lambda kind: data)
     monkeypatch.setattr(module, "VOCABULARY", 512)
-    monkeypatch.setattr(module, "PROMPTS", ["import "])
+    monkeypatch.setitem(module.PROMPTS, "decoder", ["import "])
     return tmp_path
 
 
 def state_of(folder: Path, minutes: float) -> Quickstart:
-    return Quickstart(folder / "out", minutes, SILENT, time.perf_counter())
+    return Quickstart(folder / "out", minutes, "decoder", SILENT, time.perf_counter())
 
 
 def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +149,7 @@ def test_a_fast_machine_ends_early_instead_of_overfitting(small: Path, monkeypat
     state.tokens = 4000
     choose_size(state)
     assert state.recipe is not None
-    assert state.recipe.training.steps == module.MOST_EPOCHS * 4000 // (4 * 32)
+    assert state.recipe.training.steps == module.MOST_EPOCHS["decoder"] * 4000 // (4 * 32)
 
 
 def test_what_the_first_stages_learned_is_not_learned_again(small: Path) -> None:
@@ -187,8 +190,8 @@ def test_broken_off_it_goes_on_and_ends_the_same(small: Path) -> None:
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--family encoder: only decoder"):
-        quickstart(tmp_path / "out", family="encoder")
+    with pytest.raises(UserError, match="no such kind of model; did you mean encoder"):
+        quickstart(tmp_path / "out", family="encodr")
     for minutes in (0.1, float("nan"), -5.0, 1e6):
         with pytest.raises(UserError, match=r"give between 0\.2 minutes and a week"):
             quickstart(tmp_path / "out", minutes=minutes)

@@ -14,7 +14,7 @@ app = new_app()
 
 @app.command()
 def quickstart(
-    family: Annotated[str, typer.Option(help="Which kind of model: decoder.")] = "decoder",
+    family: Annotated[str, typer.Option(help="Which kind of model: decoder, encoder, or encoder-decoder.")] = "decoder",
     out: Annotated[Path, typer.Option(help="Directory to write the run to.")] = Path("runs/quickstart"),
     minutes: Annotated[float, typer.Option(help="About how long it may take on this machine.")] = 5.0,
     as_json: JsonFlag = False,
@@ -23,12 +23,14 @@ def quickstart(
     """From nothing to a trained, measured language model: nothing is downloaded.
 
     Learns a tokenizer and a model from the text every machine has, the Python standard library; measures it
-    on text held out; lets it write; and leaves a report and a model that `transformers` opens.
+    on text held out; lets it write; and leaves a report and a model that `transformers` opens. An encoder also
+    learns to tell packages apart by their code, an encoder-decoder to write docstrings.
 
     \b
     Examples:
       trivium quickstart
       trivium quickstart --minutes 30 --out runs/half-an-hour
+      trivium quickstart --family encoder --out runs/encoder
     """
     from trivium.quickstart.run import quickstart as run
 

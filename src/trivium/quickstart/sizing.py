@@ -13,11 +13,13 @@ import time
 
 import torch
 
-from trivium.data.batch import Batch
-from trivium.models.config import ModelConfig
-from trivium.models.counts import num_parameters, training_flops_per_token
+from trivium.data.batch import IGNORED, Batch
+from trivium.families import FAMILIES
 from trivium.models.build import build_model, initialise
-from trivium.pretraining.causal import CausalObjective
+from trivium.models.config import Kind, ModelConfig
+from trivium.models.counts import num_parameters, training_flops_per_token
+from trivium.pretraining.objective import TokenObjective
+from trivium.pretraining.recipe import FAMILY_OF
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
@@ -31,16 +33,24 @@ TOKENS_PER_PARAMETER = 1.0
 USUAL_UTILISATION = 0.5
 
 
-def shape_for(flops: float, vocab_size: int, sequence_length: int, most_tokens: float = math.inf) -> ModelConfig:
+def shape_for(
+    flops: float, vocab_size: int, sequence_length: int, most_tokens: float = math.inf, kind: Kind = "decoder"
+) -> ModelConfig:
     """The model to spend `flops` on: the one whose tokens per parameter come nearest to the ratio wanted.
 
     `most_tokens`: no more than so many are trained on, however many FLOPs there are.
     """
+    family = FAMILIES[FAMILY_OF[kind]]
 
     def model(shape: tuple[int, int]) -> ModelConfig:
         width, layers = shape
         return ModelConfig(
-            vocab_size=vocab_size, width=width, layers=layers, heads=width // 64, max_positions=sequence_length
+            vocab_size=vocab_size,
+            width=width,
+            layers=-(-layers // 2) if kind == "encoder-decoder" else layers,
+            heads=width // 64,
+            max_positions=sequence_length,
+            **{"kind": kind, **family.shape},
         )
 
     def excess(config: ModelConfig) -> float:
@@ -60,11 +70,8 @@ def time_steps(
     initialise(model, config, 0)
     optimizer = AdamW(trainable_parameters(model), training)
     parameters = list(optimizer.parameters.values())
-    gradients = GradientMaker(model, CausalObjective(), parameters, runtime, Peers(runtime), rows)
-    ids = torch.randint(config.vocab_size, (micro_rows, config.max_positions), device=device)
-    segments = torch.ones_like(ids, dtype=torch.int32)
-    segments[:, config.max_positions // 2 :] = 2
-    batch = Batch(ids, ids, None, segments)
+    gradients = GradientMaker(model, TokenObjective(), parameters, runtime, Peers(runtime), rows)
+    batch = _batch(config, micro_rows).to(device)
     took: list[float] = []
     end = time.perf_counter() + seconds
     while len(took) < 2 or time.perf_counter() + min(took) < end:
@@ -76,3 +83,23 @@ def time_steps(
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - began)
     return min(took)
+
+
+def _batch(config: ModelConfig, rows: int) -> Batch:
+    """Rows as full as those of the usual objective of each kind of model; two documents in each."""
+    ids = torch.randint(config.vocab_size, (rows, config.max_positions))
+    segments = torch.ones_like(ids, dtype=torch.int32)
+    segments[:, config.max_positions // 2 :] = 2
+    if config.kind == "encoder":  # 15 % of the tokens are learned
+        return Batch(ids, torch.where(torch.rand(ids.shape) < 0.15, ids, IGNORED), None, segments)
+    if config.kind == "encoder-decoder":  # 15 % are cut out, in spans of three with a sentinel each
+        target = slice(0, max(2, config.max_positions // 4))
+        return Batch(
+            ids[:, target],
+            ids[:, target],
+            None,
+            segments[:, :: config.max_positions // target.stop][:, target],
+            source_ids=ids,
+            source_segments=segments,
+        )
+    return Batch(ids, ids, None, segments)

@@ -1,0 +1,160 @@
+"""The stages every quickstart begins with: a tokenizer, a model of the right size, and its pretraining."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from trivium.config import build_settings
+from trivium.data.prepare import prepare, training_texts
+from trivium.machine import peak_product_flops
+from trivium.models.config import Kind
+from trivium.pretraining.recipe import PretrainRecipe
+from trivium.pretraining.run import pretrain, resume
+from trivium.progress import short_number
+from trivium.quickstart.sizing import USUAL_UTILISATION, shape_for, time_steps
+from trivium.quickstart.state import PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
+from trivium.runtime import choose_runtime, prepare_process
+from trivium.tokenizer.bpe import Tokenizer
+from trivium.training.settings import TrainingSettings
+
+PROMPTS: dict[Kind, list[str]] = {
+    "decoder": ["import os\n", "def read_lines(path):\n    ", "class Stack:\n    ", '"""This module provides'],
+    "encoder": ["import [MASK]\n", "for i in [MASK](10):\n    print(i)", "def __init__([MASK], name):"],
+    "encoder-decoder": [],
+}
+# Seconds kept back for the measures after training, per million held-out bytes, and for samples and the report.
+MEASURE_SHARE, CLOSING_SECONDS = 0.06, 12.0
+MIN_STEPS = 20
+# So many times through the text a model of these sizes still gains; a fast machine ends early instead of overfitting.
+# What is masked or cut out is drawn anew in each epoch, which wears the text out more slowly.
+MOST_EPOCHS: dict[Kind, int] = {"decoder": 8, "encoder": 40, "encoder-decoder": 20}
+EVALUATIONS = 8
+# Post-norm stacks (BERT) bear lower rates and longer warm-ups than pre-norm ones.
+LEARNING: dict[Kind, dict[str, Any]] = {
+    "decoder": {"learning_rate": 3e-3},
+    "encoder": {"learning_rate": 1e-3},
+    "encoder-decoder": {"learning_rate": 3e-3},
+}
+WARMUP_SHARE = 0.06
+
+
+def learn_tokenizer(state: Quickstart) -> None:
+    """Learn byte-pair merges from the standard library, the part that is trained on."""
+    folder = state.out / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        texts = training_texts(state.data)
+        Tokenizer.train(texts=texts, vocab_size=VOCABULARY, kind=state.kind, progress=state.progress).save(folder)
+    tokenizer = Tokenizer.load(folder)
+    texts = training_texts(state.data)
+    num_documents = num_bytes = 0
+    for text in texts:
+        num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
+    if state.kind == "decoder":
+        state.tokens = prepare(state.data, tokenizer, progress=state.progress).train[0][0].num_tokens
+    else:
+        state.tokens = sum(map(len, tokenizer.encode_batch(list(training_texts(state.data)))))
+    state.table["text"] = f"{num_documents} modules of the standard library, {short_number(num_bytes)}B"
+    state.table["tokenizer"] = (
+        f"{tokenizer.vocab_size} entries, {num_bytes / state.tokens:.2f} bytes a token, "
+        f"{short_number(state.tokens)} tokens"
+    )
+
+
+def choose_size(state: Quickstart) -> None:
+    """Choose the model for this machine and time, and time real steps of it."""
+    saved = state.out / "pretrain" / "recipe.yaml"
+    if saved.is_file():
+        return
+    data, kind, share = state.data, state.kind, PRETRAINING_SHARE[state.kind]
+    runtime = choose_runtime(seed=SEED)
+    prepare_process(runtime)
+    rate = (peak_product_flops(runtime.device, runtime.precision) or 1e11) * USUAL_UTILISATION
+    training = TrainingSettings(steps=1, precision=runtime.precision)
+    budget = share * state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
+    most_tokens = MOST_EPOCHS[kind] * state.tokens
+    model = shape_for(rate * max(budget, 10.0), VOCABULARY, data.sequence_length, most_tokens, kind)
+    state.progress.note(f"timing steps of a model of width {model.width} with {model.layers} layers")
+    seconds = time_steps(
+        model, runtime, training, data.rows_per_step, data.rows_per_micro_batch, min(10.0, 0.03 * budget)
+    )
+    budget = share * state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
+    # An evaluation reads its rows once, forward only: about a third of what training on them takes.
+    evaluation = seconds * (data.evaluation_rows or 0) / data.rows_per_step / 3
+    most_steps = most_tokens // (data.rows_per_step * data.sequence_length)
+    steps = max(MIN_STEPS, min(most_steps, int((budget - EVALUATIONS * evaluation) / seconds)))
+    state.recipe = build_settings(
+        PretrainRecipe,
+        {
+            "run": str(state.out / "pretrain"),
+            "seed": SEED,
+            "device": runtime.torch_device().type,
+            "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": VOCABULARY},
+            "data": data,
+            "model": model.model_dump(exclude_unset=True),
+            "training": {
+                "steps": steps,
+                "precision": runtime.precision,
+                **LEARNING[kind],
+                "warmup_steps": None if kind == "decoder" else max(1, int(WARMUP_SHARE * steps)),
+                "schedule": "wsd",
+                "decay_fraction": 0.4,
+                "final_learning_rate_ratio": 0.0,
+                "evaluate_every_steps": max(1, steps // EVALUATIONS),
+                "save_every_steps": max(1, steps // 4),
+            },
+            "sample_prompts": PROMPTS[kind],
+        },
+        "quickstart",
+    )
+
+
+def learn_language(state: Quickstart) -> None:
+    """Pretrain, measure, sample, report: one run of the ordinary kind."""
+    if state.recipe is None:
+        state.progress.note(f"going on with the run in {state.out / 'pretrain'}")
+        state.summary = resume(state.out / "pretrain", state.progress)
+    else:
+        state.summary = pretrain(state.recipe, state.progress)
+    summary, facts = state.summary, state.summary["model_facts"]
+    state.table |= {
+        "model": f"{short_number(facts['parameters'])} parameters, {facts['layers']} layers of width {facts['width']}",
+        "training": (
+            f"{summary['steps']} steps, {short_number(summary['tokens'])} tokens, "
+            f"{short_number(summary['tokens_per_second'])} tokens/s"
+        ),
+        "memory": (
+            f"{short_number(summary['peak_bytes'])}B at most, {short_number(summary['planned_peak_bytes'])}B planned"
+        ),
+        **_held_out_rows(state),
+    }
+    model, run = (shlex.quote(summary[key]) for key in ("model", "run"))
+    state.next += {
+        "decoder": [
+            f"trivium generate {model} --prompt 'def main():' --max-new-tokens 80",
+            f"trivium metric perplexity {model} --file {model}/README.md",
+        ],
+        "encoder": [f"trivium fill-mask {model} 'for i in [MASK](10):'"],
+        "encoder-decoder": [f"trivium seq2seq {model} 'import os, <extra_id_0>, re'"],
+    }[state.kind]
+    state.next.append(f"trivium pretrain {run}/recipe.yaml run=runs/longer training.steps={4 * summary['steps']}")
+
+
+def _held_out_rows(state: Quickstart) -> dict[str, str]:
+    """What was measured on held-out text, as rows of the table."""
+    held_out, baselines = state.summary["held_out"], state.summary.get("baselines", {})
+    if state.kind == "decoder":
+        return {
+            "held-out text": f"{held_out['bits_per_byte']:.3f} bits per byte (perplexity {held_out['perplexity']:.1f})",
+            "  xz -9e": f"{baselines['xz_bits_per_byte']:.3f} bits per byte on the same text",
+            "  unigram entropy": f"{baselines['unigram_bits_per_byte']:.3f} bits per byte, same tokenizer",
+        }
+    if state.kind == "encoder-decoder":
+        accuracy = 100 * held_out["target_accuracy"]
+        return {"held-out spans": f"{held_out['target_loss']:.3f} nats a token, {accuracy:.1f} % of tokens right"}
+    filled, right = state.summary["samples"][0], 100 * held_out["masked_accuracy"]
+    return {
+        "held-out masks": f"{right:.1f} % filled rightly ({held_out['masked_loss']:.3f} nats)",
+        "  commonest token": f"{100 * baselines['commonest_token_accuracy']:.1f} % would be right",
+        "for example": f"{filled['prompt'].strip()!r} becomes {filled['text'].strip()!r}",
+    }

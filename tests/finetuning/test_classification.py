@@ -1,0 +1,109 @@
+"""A pretrained encoder becomes a classifier: padding changes nothing, and what can be learned is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from trivium.checkpoints.bundle import load
+from trivium.checkpoints.directory import save_model_directory
+from trivium.data.sources import PackedSource
+from trivium.errors import UserError
+from trivium.families import FAMILIES
+from trivium.finetuning.classification import (
+    ClassificationObjective,
+    LabelledRows,
+    LabelledText,
+    train_classifier,
+)
+from trivium.models.build import build_model, initialise
+from trivium.models.config import ModelConfig
+from trivium.runtime import Runtime
+from trivium.tokenizer.bpe import Tokenizer
+from trivium.training.settings import TrainingSettings
+
+ANIMALS, TOOLS = ["cat", "dog", "horse", "cow", "sheep"], ["hammer", "saw", "drill", "nail", "axe"]
+
+
+def texts(count: int, salt: int = 0) -> list[LabelledText]:
+    """Sentences of unequal length about animals (0) or tools (1)."""
+    found = []
+    for number in range(count):
+        label = number % 2
+        word = (TOOLS if label else ANIMALS)[(number // 2 + salt) % 5]
+        found.append(LabelledText(f"{'so ' * (number % 7)}here is one {word} and no more", label))
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh BERT with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    tokenizer = Tokenizer.train(texts=[each.text for each in texts(40)], vocab_size=300, kind="encoder")
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, width=32, layers=2, heads=2, max_positions=64, **FAMILIES["bert"].shape
+    )
+    model = build_model(config)
+    initialise(model, config, 0)
+    save_model_directory(folder, model, config, tokenizer)
+    return folder
+
+
+def step_gradient(base: Path, rows_per_micro_batch: int) -> torch.Tensor:
+    """The gradient of one step of 8 texts, in fp64, with the mean taken once."""
+    bundle = load(base, head="classification", labels=("animal", "tool"))
+    model = bundle.model.double()
+    rows = LabelledRows(texts(8), bundle.tokenizer, 64)
+    source = PackedSource([(rows, None)], rows_per_step=8, rows_per_micro_batch=rows_per_micro_batch, seed=0)
+    total = 0
+    for batch in source.micro_batches(0):
+        report = ClassificationObjective().loss(model, batch)
+        report.sum.backward()
+        total += report.count
+    assert total == 8
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / total
+
+
+def test_micro_batches_and_padding_change_nothing(base: Path) -> None:
+    whole = step_gradient(base, 8)
+    for size in (1, 3):
+        assert (step_gradient(base, size) - whole).norm() <= 1e-6 * whole.norm()  # the loss itself is in fp32
+
+
+def accuracy_of_run(base: Path, run: Path, train_on: Sequence[LabelledText]) -> float:
+    result = train_classifier(
+        base,
+        ("animal", "tool"),
+        train_on,
+        texts(20, salt=2),
+        run,
+        TrainingSettings(steps=60, learning_rate=3e-3, weight_decay=0.0),
+        Runtime(),
+        rows_per_step=8,
+    )
+    return result.accuracy
+
+
+def test_learns_what_can_be_learned_and_is_an_ordinary_directory(base: Path, tmp_path: Path) -> None:
+    assert accuracy_of_run(base, tmp_path / "run", texts(40)) == 1.0
+    bundle = load(tmp_path / "run" / "model")
+    assert bundle.config.labels == ("animal", "tool")
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
+    ids = torch.tensor([bundle.tokenizer.wrap(bundle.tokenizer.encode("here is one saw"))[0]])
+    with torch.no_grad():
+        assert torch.allclose(theirs(ids).logits, bundle.model(ids), atol=1e-5)
+
+
+def test_broken_control_wrong_labels_are_seen(base: Path, tmp_path: Path) -> None:
+    wrong = [LabelledText(each.text, 1 - each.label) for each in texts(40)]
+    assert accuracy_of_run(base, tmp_path / "run", wrong) == 0.0
+
+
+def test_no_texts_are_refused(base: Path) -> None:
+    with pytest.raises(UserError, match="no labelled texts"):
+        LabelledRows([], Tokenizer.load(base), 64)
