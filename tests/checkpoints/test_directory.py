@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from trivium.checkpoints import directory
 from trivium.checkpoints.config_files import read_eos_ids
 from trivium.checkpoints.directory import load_model_directory, load_weights, save_model_directory, save_weights
 from trivium.errors import UserError
@@ -172,28 +166,6 @@ def test_saving_refuses_what_nothing_else_could_open(tokenizer: Tokenizer, tmp_p
     assert not (tmp_path / "m").exists()
 
 
-# ---------------------------------------------------------------------------------------------------- shards, families
-
-
-def test_large_models_are_sharded_so_that_transformers_opens_them(tmp_path: Path) -> None:
-    model = fresh(CONFIG.changed(tied_embeddings=False))
-    save_weights(tmp_path / "one", model, model.config)
-    save_weights(tmp_path / "many", model, model.config, largest_shard_bytes=20_000)
-    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
-    shards = sorted((tmp_path / "many").glob("*.safetensors"))
-    tensors = load_file(tmp_path / "one" / "model.safetensors")
-    assert len(shards) > 3 and {shard.name for shard in shards} == set(index["weight_map"].values())
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
-    for shard in shards:
-        held = load_file(shard)
-        assert sum(tensor.nbytes for tensor in held.values()) <= 20_000 or len(held) == 1
-        assert all(index["weight_map"][name] == shard.name for name in held)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "many").state_dict()
-    ours = load_weights(tmp_path / "many")[0].state_dict()
-    assert all(torch.equal(theirs[name], tensor) for name, tensor in tensors.items())
-    assert all(torch.equal(ours[name], tensor) for name, tensor in model.state_dict().items())
-
-
 def test_a_directory_without_tokenizer_says_all_that_transformers_needs(tmp_path: Path) -> None:
     for name, config in CONFIGS.items():
         save_weights(tmp_path / name, fresh(config), config)
@@ -212,222 +184,6 @@ def test_a_family_that_is_named_is_kept_or_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model is no llama: norm must be rmsnorm"):
         save_weights(tmp_path / "n", fresh(config), config, family="llama")
     assert not (tmp_path / "n").exists()
-
-
-def stored_in(path: Path) -> dict[str, Tensor]:
-    """All tensors of a directory, whatever files they are in."""
-    return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
-SIZE = {"vocab_size": 99, "max_position_embeddings": 40}
-SMALL = {**SIZE, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36}
-BART = {
-    **SIZE,
-    "d_model": 24,
-    **{
-        f"{stack}_{key}": n
-        for stack in ("encoder", "decoder")
-        for key, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 36))
-    },
-}
-T5 = {"vocab_size": 99, "d_model": 24, "d_kv": 6, "d_ff": 36, "num_layers": 2, "num_heads": 4}
-THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", SMALL),
-    "gpt2": ("GPT2LMHeadModel", {"vocab_size": 99, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 40}),
-    "gpt_neox": ("GPTNeoXForCausalLM", SMALL),
-    "bert": ("BertForMaskedLM", SMALL),
-    "bart": ("BartForConditionalGeneration", BART),
-    "t5": ("T5ForConditionalGeneration", T5),
-}
-
-
-def published(name: str, *, head: str = "") -> Any:
-    """A `transformers` model with drawn weights; `head` instead of the language model's."""
-    class_name, sizes = THEIRS[name]
-    if head:
-        stem = {"llama": "Llama", "gpt2": "GPT2", "gpt_neox": "GPTNeoX", "bert": "Bert", "bart": "Bart", "t5": "T5"}
-        class_name = stem[name] + head
-    cls = getattr(transformers, class_name)
-    model = cls(cls.config_class(**sizes))
-    with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
-    return model.eval()
-
-
-def result(model: Any) -> Tensor:
-    """What a model of ours or theirs makes of some ids."""
-    ids = torch.arange(3, 33).view(2, 15)
-    kind = model.config.kind if hasattr(model.config, "kind") else None
-    with torch.no_grad():
-        if kind is not None:
-            return model(ids, ids) if kind == "encoder-decoder" else model(ids)
-        more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-        return model(input_ids=ids, **more)[0]
-
-
-@pytest.mark.parametrize("shards", ["1GB", "10KB"])
-@pytest.mark.parametrize("name", list(THEIRS))
-def test_every_layout_of_names_and_tensors_goes_there_and_back(name: str, shards: str, tmp_path: Path) -> None:
-    """Transposed, stacked, stacked by head and row tensors; one table under several names; prefixes."""
-    theirs = published(name)
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shards)
-    model, config = load_weights(tmp_path / "theirs")
-    expected = result(theirs)
-    assert (result(model) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    save_weights(tmp_path / "ours", model, config, family=name, largest_shard_bytes=10_000)
-    before, after = stored_in(tmp_path / "theirs"), stored_in(tmp_path / "ours")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(tensor, after[key]) and tensor.dtype == after[key].dtype for key, tensor in before.items())
-    reread = type(theirs).from_pretrained(tmp_path / "ours").eval()
-    assert torch.equal(result(reread), expected)
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "bart"])
-def test_files_of_the_bare_model_are_read_in_both_directions(name: str, tmp_path: Path) -> None:
-    """A trunk into a language model (with a new head), and a language model as a trunk; and both as transformers."""
-    theirs = published(name)
-    theirs.save_pretrained(tmp_path / "whole")
-    theirs.base_model.save_pretrained(tmp_path / "bare")
-    lines: list[str] = []
-    trunk, config = load_weights(tmp_path / "whole", head="none", note=lines.append)
-    bare, bare_config = load_weights(tmp_path / "bare")
-    assert config.head == bare_config.head == "none"
-    assert torch.equal(result(trunk), result(bare))
-    whole, _ = load_weights(tmp_path / "whole")
-    assert torch.equal(hidden(whole), result(bare))
-    save_weights(tmp_path / "ours", trunk, config, family=name)
-    assert not any(key.startswith(theirs.base_model_prefix + ".") for key in stored_in(tmp_path / "ours"))
-    expected = type(theirs.base_model).from_pretrained(tmp_path / "ours").eval()
-    assert torch.allclose(result(expected), result(bare), atol=1e-5)
-    again, _ = load_weights(tmp_path / "bare", head="lm", note=lines.append)
-    assert torch.equal(hidden(again), hidden(whole))
-
-
-def hidden(model: Any) -> Tensor:
-    """Last hidden states of one of our models."""
-    ids = torch.arange(3, 33).view(2, 15)
-    with torch.no_grad():
-        if model.config.kind == "encoder-decoder":
-            return model.hidden(ids, memory=model.memory(model.encode(ids)))[0]
-        return model.hidden(ids) if model.config.kind == "encoder" else model.hidden(ids)[0]
-
-
-def test_the_first_bert_files_say_gamma_and_beta(tmp_path: Path) -> None:
-    theirs = published("bert")
-    theirs.save_pretrained(tmp_path / "m")
-    expected = load_weights(tmp_path / "m")[0].state_dict()
-    weights = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-        for name, tensor in stored_in(tmp_path / "m").items()
-    }
-    weights["bert.embeddings.position_ids"] = torch.arange(40)[None]
-    save_file(weights, tmp_path / "m" / "model.safetensors")
-    found = load_weights(tmp_path / "m")[0].state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    weights["bert.embeddings.LayerNorm.weight"] = weights["bert.embeddings.LayerNorm.gamma"].clone()
-    save_file(weights, tmp_path / "m" / "model.safetensors")
-    with pytest.raises(UserError, match=r"LayerNorm.* and .*LayerNorm.* are the same tensor"):
-        load_weights(tmp_path / "m")
-
-
-# ------------------------------------------------------------------------------------------------------------ new heads
-
-
-def new_head_is_right(path: Path, seed: int) -> bool:
-    """A classifier on a language model: its trunk as in the file, its head as in a fresh model of this seed."""
-    model, config = load_weights(path, head="classification", labels=["no", "yes", "maybe"], seed=seed)
-    base = load_weights(path)[0].state_dict()
-    new = fresh(config, seed).state_dict()
-    return all(
-        torch.equal(tensor, (new if name.startswith("head.") else base)[name])
-        for name, tensor in model.state_dict().items()
-    )
-
-
-def test_a_new_head_alone_is_drawn(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    _, config = load_weights(saved, head="classification", labels=["no", "yes", "maybe"], note=lines.append)
-    assert (config.head, config.labels, config.pooling) == ("classification", ("no", "yes", "maybe"), "last")
-    assert lines == [f"{saved}: the classification head is new, drawn from seed 0: score.weight"]
-    assert new_head_is_right(saved, 0) and new_head_is_right(saved, 7)
-    # Broken control: a head left as torch happens to fill it is seen.
-    monkeypatch.setattr(directory, "initialise", lambda *_: None)
-    assert not new_head_is_right(saved, 7)
-
-
-def test_everything_but_the_new_head_must_be_there(saved: Path) -> None:
-    weights_without(saved)
-    with pytest.raises(UserError, match=r"model.norm.weight is missing.*surprise\" \(2,\) is unknown"):
-        load_weights(saved, head="classification", labels=["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("head", "labels", "words"),
-    [
-        ("classification", (), "needs labels: the names of its classes"),
-        ("span", ("a",), "labels are for head=classification or head=token_classification"),
-        (None, ("a",), "labels are for head=classification or head=token_classification"),
-        ("ranking", (), "llama models have no ranking head: choose lm, "),
-    ],
-)
-def test_heads_that_make_no_sense_are_refused(head: Any, labels: tuple[str, ...], words: str, saved: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        load_weights(saved, head=head, labels=labels)
-
-
-def test_other_classes_get_another_projection(saved: Path, tmp_path: Path) -> None:
-    """Three classes in place of three others: equal shapes, yet not the same thing."""
-    first, config = load_weights(saved, head="classification", labels=["no", "yes", "maybe"], seed=5)
-    save_weights(tmp_path / "new", first, config)
-    trained = first.state_dict()["head.output.weight"]
-    lines: list[str] = []
-    for labels in ((), ("no", "yes", "maybe")):
-        same, same_config = load_weights(tmp_path / "new", head="classification", labels=labels, note=lines.append)
-        assert same_config == config and torch.equal(same.state_dict()["head.output.weight"], trained) and not lines
-    other, _ = load_weights(tmp_path / "new", head="classification", labels=["a", "b", "c"], note=lines.append)
-    assert not torch.equal(other.state_dict()["head.output.weight"], trained)
-    assert "left out: score.weight" in lines[0] and "new, drawn from seed 0: score.weight" in lines[1]
-    back, back_config = load_weights(tmp_path / "new", head="lm", note=lines.append)
-    assert back_config == load_weights(saved)[1] and torch.equal(hidden(back), hidden(first))
-
-
-def test_a_trunk_may_have_another_name_under_another_head(saved: Path, tmp_path: Path) -> None:
-    """`LlamaForQuestionAnswering` calls `model.` `transformer.`."""
-    model, config = load_weights(saved, head="span")
-    save_weights(tmp_path / "new", model, config)
-    assert "transformer.embed_tokens.weight" in stored_in(tmp_path / "new")
-    theirs = transformers.LlamaForQuestionAnswering.from_pretrained(tmp_path / "new").eval()
-    assert torch.allclose(result(model)[..., 0], result(theirs), atol=1e-5)
-    assert torch.equal(hidden(load_weights(tmp_path / "new", head="lm")[0]), hidden(load_weights(saved)[0]))
-
-
-def test_a_layer_of_the_head_is_taken_where_the_file_has_it(tmp_path: Path) -> None:
-    """BERT's pooler is part of a classifier; its transform for masked tokens is not."""
-    lines: list[str] = []
-    masked = published("bert")
-    masked.save_pretrained(tmp_path / "masked")
-    model, config = load_weights(tmp_path / "masked", head="classification", labels=["a", "b"], note=lines.append)
-    assert torch.equal(model.state_dict()["head.hidden.weight"], fresh(config).state_dict()["head.hidden.weight"])
-    assert "cls.predictions.transform.dense.weight" in lines[0] and "bert.pooler.dense.weight" in lines[1]
-    both = published("bert", head="ForPreTraining")
-    both.save_pretrained(tmp_path / "both")
-    model, _ = load_weights(tmp_path / "both", head="classification", labels=["a", "b"])
-    pooler = both.bert.pooler.dense.weight
-    assert torch.equal(model.state_dict()["head.hidden.weight"], pooler)
-
-
-def test_a_copy_alone_will_do(tmp_path: Path) -> None:
-    theirs = published("t5")
-    theirs.save_pretrained(tmp_path / "m")
-    weights = stored_in(tmp_path / "m")
-    weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")
-    save_file(weights, tmp_path / "m" / "model.safetensors")
-    assert torch.equal(load_weights(tmp_path / "m")[0].embedding.weight, theirs.shared.weight)
-    weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"] + 1
-    save_file(weights, tmp_path / "m" / "model.safetensors")
-    with pytest.raises(UserError, match=r"embed_tokens\.weight is a copy of shared\.weight, but its numbers differ"):
-        load_weights(tmp_path / "m")
 
 
 # -------------------------------------------------------------------------------------------------- damaged or hostile
@@ -508,7 +264,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep JSON": (written("config.json", b'{"a":' + b"[" * 500_000), "not valid JSON"),
     "huge config": (written("config.json", b" " * (2 << 20)), "larger than"),
     "device as config": (device_as_config, "not a regular file"),
-    "unknown type": (lambda path: edit(path, model_type="lama"), "supported are llama; did you mean llama"),
+    "unknown type": (lambda path: edit(path, model_type="lama"), "supported are llama.*; did you mean llama"),
     "no type": (lambda path: edit(path, model_type=None), "model_type is null"),
     "a billion layers": (lambda path: edit(path, num_hidden_layers=1_000_000_000), "promises 1000000000 layers"),
     "a huge vocabulary": (lambda path: edit(path, vocab_size=1 << 29), r"must be \(536870912, 32\)"),
@@ -576,29 +332,3 @@ def test_a_hub_cache_may_link_to_its_blobs(saved: Path, tmp_path: Path) -> None:
         shutil.move(file, blobs / str(number))
         (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / str(number))
     assert load_model_directory(snapshot)[2] == CONFIG
-
-
-PROGRAM = """
-import sys, torch
-from pathlib import Path
-from trivium.checkpoints.directory import load_weights
-
-def status(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
-
-load_weights(Path(sys.argv[1]), dtype="bf16")  # what torch needs once is not counted
-before = status("VmRSS")
-model, _ = load_weights(Path(sys.argv[2]), dtype="bf16")
-print(status("VmHWM") - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure memory")
-def test_loading_converts_tensor_by_tensor(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """72 MB in fp32 become 36 MB in bf16: pages of the file, the result, and one tensor more are all that is needed."""
-    config = ModelConfig(vocab_size=4096, width=512, layers=5, heads=8, max_positions=64)
-    save_model_directory(tmp_path / "big", fresh(config), config, tokenizer)
-    size = (tmp_path / "big" / "model.safetensors").stat().st_size
-    command = [sys.executable, "-c", PROGRAM, str(saved), str(tmp_path / "big")]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 1.7 * size, f"{grown / size:.2f} x the file"

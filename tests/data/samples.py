@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from trivium.data.marks import Marks
 from trivium.data.shards import SHARD_TOKENS, Shards, build_shards
 
 
@@ -52,3 +57,29 @@ def random_documents(count: int, seed: int = 0, longest: int = 40) -> list[str]:
     """Documents of 1 to `longest` letters."""
     draw = random.Random(seed)
     return ["".join(draw.choices("abcdefgh \nüß", k=draw.randint(1, longest))) + "." for _ in range(count)]
+
+
+BYTE_VOCABULARY = 300
+MASK_ID, START_ID = 258, 259
+SENTINELS = tuple(range(260, 300))
+
+
+def byte_marks(before: tuple[int, ...] = (), after: tuple[int, ...] = (256,)) -> Marks:
+    """Marks of a vocabulary of one id a byte, with 40 sentinels; words begin at spaces, sentences end with stops."""
+    return Marks(
+        before=before,
+        after=after,
+        ordinary=np.arange(256),
+        pad_id=257,
+        start_id=START_ID,
+        mask_id=MASK_ID,
+        sentinels=SENTINELS,
+        sentence_ends=np.array([ord("."), ord("\n")]),
+        word_starts=lambda ids: [place == 0 or token == 32 for place, token in enumerate(ids)],
+    )
+
+
+def text_ids(length: int, start: int = 0) -> NDArray[np.int64]:
+    """Ids of real text: the source of a module of the standard library."""
+    text = Path(textwrap.__file__).read_bytes()
+    return np.frombuffer(text[start : start + length], np.uint8).astype(np.int64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from data.samples import ByteTokenizer, random_documents, shards_of
 from trivium.data.batch import IGNORED
-from trivium.data.packing import PackedRow, PackedRows
+from trivium.data.packing import PackedRow, PackedRows, PrefixRows, documents_of
 from trivium.data.shards import Shards
 
 EOS = ByteTokenizer.eos_id
@@ -143,3 +144,26 @@ def test_rows_are_random_access(tmp_path: Path) -> None:
         row = PackedRows(shards, 16).row(number)
         for name in ("ids", "targets", "positions", "segments"):
             assert np.array_equal(getattr(row, name), getattr(expected[number], name))
+
+
+def test_prefixes_of_documents_are_seen_and_the_rest_is_learned(tmp_path: Path) -> None:
+    shards = shards_of(random_documents(60, longest=30), tmp_path / "s")
+    plain, rows = PackedRows(shards, 32), PrefixRows(shards, 32, seed=4)
+    shares, lengths = set(), Counter()
+    for number in range(len(rows)):
+        whole, row, again, later = plain.row(number), rows.row(number), rows.row(number), rows.row(number, epoch=1)
+        assert row.prefix is not None and again.prefix is not None and later.prefix is not None
+        assert np.array_equal(row.prefix, again.prefix)
+        shares.add(not np.array_equal(row.prefix, later.prefix))
+        for begin, end in documents_of(whole):
+            prefix = row.prefix[begin:end]
+            length = int(prefix.sum())
+            assert 1 <= length <= end - begin and prefix[:length].all(), "a beginning, and no more"
+            expected = whole.targets[begin:end].copy()
+            expected[: length - 1] = IGNORED  # what a prefix position would predict, it sees
+            assert np.array_equal(row.targets[begin:end], expected)
+            if end - begin == 20:
+                lengths[length] += 1
+        assert not row.prefix[whole.segments == 0].any()
+        assert np.array_equal(row.ids, whole.ids)
+    assert True in shares and rows.collate([rows.row(0)]).prefix is not None

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from families.parity import check_family, check_greedy, check_result, fails, opened, random_ids, relative, shaken
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -21,6 +20,9 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from families.decoders import check_generation, rebuilt
+from families.parity import check_family, check_result, fails, opened, random_ids, relative, shaken
+from trivium.checkpoints.directory import load_weights, save_weights
 from trivium.errors import UserError
 from trivium.families import FAMILIES, family_for
 from trivium.families.llama import LLAMA
@@ -76,7 +78,7 @@ def reference(seed: int = 0, kind: Any = LlamaForCausalLM, **options: Any) -> An
 def test_equals_transformers(options: dict[str, Any], tmp_path: Path) -> None:
     theirs = reference(**options)
     model, config = check_family(theirs, tmp_path)
-    check_greedy(theirs, model)
+    check_generation(theirs, model)
     assert LLAMA.read_config(theirs.config.to_dict(), "test") == config
 
 
@@ -85,6 +87,20 @@ def test_heads(head: str, tmp_path: Path) -> None:
     kind, labels = HEADS[head]
     _, config = check_family(reference(kind=kind, **labels), tmp_path)
     assert config.head == ("classification" if head == "regression" else head)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_another_head_on_the_trunk_of_a_language_model(tied: bool, tmp_path: Path) -> None:
+    """Under the head for spans the trunk has another name in the files: it is found, and written for transformers."""
+    theirs = shaken(reference(tie_word_embeddings=tied))
+    language, _ = opened(theirs, tmp_path / "lm")
+    model, config = load_weights(tmp_path / "lm", head="span")
+    ids = random_ids(config, 2, 9)
+    assert torch.equal(model.hidden(ids)[0], language.hidden(ids)[0])
+    save_weights(tmp_path / "span", model, config)
+    again, info = LlamaForQuestionAnswering.from_pretrained(tmp_path / "span", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert relative(model(ids)[..., 0], again.eval()(ids).start_logits) <= 1e-5
 
 
 @pytest.mark.parametrize("length", [16, 17, 40])
@@ -106,13 +122,11 @@ def test_a_dynamic_base_grows_with_the_text(length: int, tmp_path: Path) -> None
     ],
     ids=str,
 )
-def test_broken_control_a_wrong_config_is_seen(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_broken_control_a_wrong_setting_is_seen(changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = shaken(reference())
     model, config = opened(theirs, tmp_path)
     check_result(theirs, model)
-    broken = build_model(config.changed(**changes))
-    broken.load_state_dict(model.state_dict())
-    assert fails(lambda: check_result(theirs, broken.eval()))
+    assert fails(lambda: check_result(theirs, rebuilt(model, **changes)))
 
 
 def test_broken_control_swapped_weights_are_seen(tmp_path: Path) -> None:

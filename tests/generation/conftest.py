@@ -1,19 +1,34 @@
-"""A small tokenizer learned from real text, a small decoder, and its twin in `transformers`."""
+"""Small tokenizers learned from real text, small models, and their twins in `transformers`."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import random
 import textwrap
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from trivium.models.config import ModelConfig
+from trivium.checkpoints.layouts import split
+from trivium.families.bart import BART
+from trivium.families.family import Family
+from trivium.families.t5 import T5
 from trivium.models.build import build_model, initialise
+from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
+from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.tokenizer.bpe import Tokenizer
 
 TEXT = "".join(inspect.getsource(module) for module in (argparse, random, textwrap))
@@ -81,7 +96,7 @@ def twin(model: Decoder) -> LlamaForCausalLM:
         "embedding": "model.embed_tokens",
         "stack.blocks": "model.layers",
         "stack.norm": "model.norm",
-        "head": "lm_head",
+        "head.output": "lm_head",
         "attention_norm": "input_layernorm",
         "mlp_norm": "post_attention_layernorm",
         "attention.query": "self_attn.q_proj",
@@ -99,3 +114,92 @@ def twin(model: Decoder) -> LlamaForCausalLM:
         weights[name] = weight
     theirs.load_state_dict(weights)
     return theirs.eval()
+
+
+@pytest.fixture(scope="session")
+def source_tokenizer() -> Tokenizer:
+    """A byte-level BPE of 400 entries with the special tokens of encoder-decoders: `<pad>` 0, `</s>` 1."""
+    return Tokenizer.train(texts=[TEXT], vocab_size=400, kind="encoder-decoder")
+
+
+@pytest.fixture(scope="session")
+def t5() -> T5ForConditionalGeneration:
+    """A random T5, whose positions are a learned bias."""
+    torch.manual_seed(3)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=400,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            initializer_factor=4.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def bart() -> BartForConditionalGeneration:
+    """A random BART: learned positions, post-norm, a bias on the scores; targets begin with `</s>`."""
+    torch.manual_seed(4)
+    theirs = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=400,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=128,
+            init_std=0.5,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+            decoder_start_token_id=1,
+            forced_eos_token_id=None,
+        )
+    ).eval()
+    with torch.no_grad():
+        theirs.final_logits_bias.copy_(torch.randn(1, 400))
+    return theirs
+
+
+@pytest.fixture
+def our_t5(t5: T5ForConditionalGeneration) -> EncoderDecoder:
+    """`t5` in our words."""
+    return translated(t5, T5)
+
+
+@pytest.fixture
+def our_bart(bart: BartForConditionalGeneration) -> EncoderDecoder:
+    """`bart` in our words."""
+    return translated(bart, BART)
+
+
+@pytest.fixture
+def sources(text: str, source_tokenizer: Tokenizer) -> list[list[int]]:
+    """40 sources of 1 to 40 tokens."""
+    ids, rng = source_tokenizer.encode(text), random.Random(5)
+    starts = [rng.randrange(len(ids) - 40) for _ in range(40)]
+    return [[*ids[start : start + rng.randint(0, 39)], 1] for start in starts]
+
+
+def translated(theirs: PreTrainedModel, family: Family) -> Any:
+    """A model of `transformers` as one of ours, with the same weights."""
+    values = {**json.loads(theirs.config.to_json_string(use_diff=False)), "architectures": [type(theirs).__name__]}
+    config = family.read_config(values, "test")
+    model = build_model(config)
+    found = theirs.state_dict()
+    ours = {
+        name: part.reshape(dict(model.named_parameters())[name].shape)
+        for weight in family.weights(config)
+        for name, part in zip(weight.ours, split(weight, found[weight.published], config), strict=True)
+    }
+    model.load_state_dict(ours)
+    return model.eval()

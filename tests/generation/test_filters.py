@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from trivium.generation import filters
+from trivium.generation.filters import Past
 from trivium.generation.settings import GenerationSettings
 
 Theirs = Callable[[Tensor, Tensor], Tensor]
@@ -73,6 +74,11 @@ def test_repetition_penalty(penalty: float) -> None:
     assert torch.equal(ours, RepetitionPenaltyLogitsProcessor(penalty)(ids, scores))
 
 
+def past_of(ids: Tensor, num_new: int = 3, limit: int = 9) -> Past:
+    """What the filters are told of rows that hold `ids`."""
+    return Past(ids.tolist(), [num_new] * len(ids), [limit] * len(ids), seen(ids, 211))
+
+
 PIPES = [
     {"temperature": 0.7},
     {"temperature": 1.0, "top_k": 40, "top_p": 0.9},
@@ -96,7 +102,7 @@ def test_the_pipe_equals_that_of_transformers(values: dict[str, float]) -> None:
     ids = torch.randint(211, (64, 30), generator=torch.Generator().manual_seed(2))
     theirs = transformers_pipe(values)(ids, random_scores())
     pipe = filters.build_pipe(GenerationSettings(**values))  # type: ignore[arg-type]
-    check_equal_distributions(pipe(random_scores(), seen(ids, 211) if "repetition_penalty" in values else None), theirs)
+    check_equal_distributions(pipe(random_scores(), past_of(ids)), theirs)
 
 
 def test_the_check_sees_a_wrong_order() -> None:
@@ -111,7 +117,7 @@ def test_greedy_leaves_after_the_penalty() -> None:
     """With temperature 0 no other filter runs, and what is asked of them does not matter."""
     scores = random_scores()
     pipe = filters.build_pipe(GenerationSettings(temperature=0, top_k=3, top_p=0.1, min_p=0.9))
-    assert pipe(scores, None) is scores
+    assert pipe(scores, past_of(IDS)) is scores
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -123,6 +129,6 @@ def test_greedy_leaves_after_the_penalty() -> None:
 def test_the_likeliest_token_always_stays(scale: float, values: dict[str, float]) -> None:
     scores = random_scores() * scale
     pipe = filters.build_pipe(GenerationSettings(**{"temperature": 1.0, **values}))  # type: ignore[arg-type]
-    kept = pipe(scores, None)
+    kept = pipe(scores, past_of(IDS.expand(64, 1)))
     assert not kept.isnan().any()
     assert not kept.gather(1, scores.argmax(-1, keepdim=True)).isneginf().any()

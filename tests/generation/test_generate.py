@@ -13,12 +13,13 @@ from transformers import LlamaForCausalLM
 
 from trivium.errors import UserError
 from trivium.generation import generate as module
-from trivium.generation.filters import build_pipe
+from trivium.generation import reading, rows
+from trivium.generation.filters import Past, build_pipe
 from trivium.generation.generate import Generation, generate, stream
 from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
-from trivium.models.config import ModelConfig
 from trivium.models.build import build_model, initialise
+from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
 from trivium.tokenizer.bpe import Tokenizer
 
@@ -40,7 +41,7 @@ def recomputed(model: Decoder, prompt: list[int], settings: GenerationSettings, 
             scores = model(torch.tensor([ids]))[:, -1]
         seen = torch.zeros_like(scores, dtype=torch.bool)
         seen[0, ids] = True
-        filtered = pipe(scores, None if settings.repetition_penalty == 1.0 else seen)
+        filtered = pipe(scores, Past([ids], [step], [settings.max_new_tokens], seen))
         token = int(filtered.argmax() if settings.greedy else draw(filtered, [uniform(seed, step)]))
         logprobs.append(scores.log_softmax(-1)[0, token].item())
         ids.append(token)
@@ -92,7 +93,7 @@ def test_cached_equals_recomputed(
     settings: GenerationSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "CACHE_STEP", 3)  # so that the cache must grow on the way
+    monkeypatch.setattr(reading, "CACHE_STEP", 3)  # so that the cache must grow on the way
     few = prompts[:8]
     slow = [recomputed(model, p, settings, sequence_seed(settings.seed, i)) for i, p in enumerate(few)]
     check_same(generate(model, tokenizer, few, settings), slow)
@@ -174,8 +175,8 @@ def test_the_check_sees_attended_padding(
     model: Decoder, tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken control: padding without segments, so that prompts attend to it."""
-    padded = module._left_padded
-    monkeypatch.setattr(module, "_left_padded", lambda prompts, device: (padded(prompts, device)[0], None))
+    padded = reading.padded
+    monkeypatch.setattr(reading, "padded", lambda *given, **named: (padded(*given, **named)[0], None))
     ids = tokenizer.encode(text)
     with pytest.raises(AssertionError):
         check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200])
@@ -186,14 +187,14 @@ def test_the_check_sees_shifted_positions(
 ) -> None:
     """Broken control: new tokens are numbered from the padded length. Rotary attention only sees distances, so that
     one more than there is must already show."""
-    read = module._Batch._read
+    read = reading.Reading._read
 
-    def shifted(batch: module._Batch, ids, segments, positions, cache) -> None:  # type: ignore[no-untyped-def]
-        read(batch, ids, segments, None if positions is None else positions + 1, cache)
+    def shifted(batch: reading.Reading, ids, segments, positions) -> None:  # type: ignore[no-untyped-def]
+        read(batch, ids, segments, None if positions is None else positions + 1)
 
     ids = tokenizer.encode(text)
     alone = generate(model, tokenizer, [ids[:9]], GREEDY)
-    monkeypatch.setattr(module._Batch, "_read", shifted)
+    monkeypatch.setattr(reading.Reading, "_read", shifted)
     with pytest.raises(AssertionError):
         check_same(generate(model, tokenizer, [ids[:9]], GREEDY), alone)
 
@@ -297,9 +298,9 @@ def test_a_special_token_as_stop_string(model: Decoder, tokenizer: Tokenizer, pr
     """It never appears as text, so it is matched as a token, also when end-of-text tokens are ignored."""
     assert tokenizer.eos_id is not None
     settings = changed(GREEDY, stop=[tokenizer.decode([tokenizer.eos_id]), "a"])
-    assert module._rules(tokenizer, settings, None).ends == {tokenizer.eos_id}
-    assert module._rules(tokenizer, changed(settings, stop=[]), [7, 8]).ends == set()
-    assert module._rules(tokenizer, GenerationSettings(), [7, 8]).ends == {7, 8}
+    assert rows.build_rules(model.config, tokenizer, settings, None).ends == {tokenizer.eos_id}
+    assert rows.build_rules(model.config, tokenizer, changed(settings, stop=[]), [7, 8]).ends == set()
+    assert rows.build_rules(model.config, tokenizer, GenerationSettings(), [7, 8]).ends == {7, 8}
 
 
 def test_the_tail_of_a_long_embedding_table_is_never_chosen(model: Decoder, text: str, prompts: Prompts) -> None:
@@ -405,7 +406,7 @@ def test_refuses_scores_that_are_not_numbers(
     model: Decoder, tokenizer: Tokenizer, settings: GenerationSettings
 ) -> None:
     with torch.no_grad():
-        model.head_weight()[7] = float("nan")
+        model.head.output.weight[7] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         generate(model, tokenizer, [[1, 2]], settings)
 

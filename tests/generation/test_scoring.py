@@ -123,7 +123,7 @@ def test_batching_and_chunking_change_nothing(
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(model: Decoder, tokenizer: Tokenizer, text: str) -> None:
     """Closed form: every token costs ln V, wherever windows begin."""
     with torch.no_grad():
-        model.head_weight().zero_()
+        model.head.output.weight.zero_()
     score = score_text(model, tokenizer, text[:5000], max_length=50)
     result = score.perplexity()
     assert result.perplexity == pytest.approx(model.config.vocab_size, rel=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from trivium.checkpoints.config_files import read_config, read_eos_ids, read_generation
 from trivium.checkpoints.directory import load_model_directory, save_model_directory
@@ -13,6 +13,7 @@ from trivium.checkpoints.resolve import resolve_model
 from trivium.config import build_settings
 from trivium.errors import UserError
 from trivium.families import family_for
+from trivium.generation.purposes import refuse_unless
 from trivium.models.build import Model
 from trivium.models.config import Head, Kind, ModelConfig
 from trivium.models.decoder import Decoder
@@ -100,13 +101,17 @@ class Bundle:
         in `generation`. `stream` is called with each new piece of text. Raises UserError for settings that do not
         exist, and for a model that generates no text.
         """
-        self._refuse_unless("generate", "decoder", "encoder-decoder")
+        refuse_unless(self.config, "generate", ("decoder", "encoder-decoder"))
         assert not isinstance(self.model, Encoder)  # by its kind
         from trivium.generation.generate import generate
         from trivium.generation.settings import GenerationSettings
 
-        asked = {} if settings is None else settings.model_dump(exclude_unset=True)
-        chosen = build_settings(GenerationSettings, {**self.generation, **asked, **changes}, "generate")
+        asked = {**({} if settings is None else settings.model_dump(exclude_unset=True)), **changes}
+        # Whoever asks for a draw asks for no search.
+        usual = {
+            key: value for key, value in self.generation.items() if key != "num_beams" or not asked.get("temperature")
+        }
+        chosen = build_settings(GenerationSettings, {**usual, **asked}, "generate")
         (generation,) = generate(
             self.model,
             self.tokenizer,
@@ -119,12 +124,12 @@ class Bundle:
 
     def seq2seq(self, text: str, settings: GenerationSettings | None = None, **changes: Any) -> Generation:
         """What an encoder-decoder makes of `text`: `generate` for these models alone."""
-        self._refuse_unless("seq2seq", "encoder-decoder")
+        refuse_unless(self.config, "seq2seq", ("encoder-decoder",))
         return self.generate(text, settings, **changes)
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[Candidate]:
         """The likeliest tokens for the mask token in `text`, best first; of masked language models."""
-        self._refuse_unless("fill_mask", "encoder")
+        refuse_unless(self.config, "fill_mask", ("encoder",))
         assert isinstance(self.model, Encoder)  # by its kind
         from trivium.generation.fill_mask import fill_mask
 
@@ -132,8 +137,7 @@ class Bundle:
 
     def classify(self, text: str, pair: str | None = None) -> Classification:
         """The class of a text, or of a pair of texts, and the probability of each class."""
-        if self.config.head != "classification":
-            raise UserError(f"classify needs a classification head; {self._description()}")
+        refuse_unless(self.config, "classify", get_args(Kind), ("classification",))
         from trivium.generation.classify import classify
 
         (result,) = classify(self.model, self.tokenizer, [text], None if pair is None else [pair])
@@ -171,24 +175,9 @@ class Bundle:
             raise UserError(f"a masked model has no {what}: it predicts a token from both sides; use fill_mask")
         if self.config.kind == "encoder-decoder" and self.config.head == "lm":
             raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
-        if not isinstance(self.model, Decoder) or self.config.head != "lm":
-            raise UserError(f"{what} needs a causal language model; {self._description()}")
+        refuse_unless(self.config, what, ("decoder",))
+        assert isinstance(self.model, Decoder)  # by its kind
         return self.model
-
-    def _refuse_unless(self, verb: str, *kinds: Kind) -> None:
-        if self.config.kind not in kinds or self.config.head != "lm":
-            needed = " or ".join(f"{'an' if kind[0] == 'e' else 'a'} {kind}" for kind in kinds)
-            raise UserError(f"{verb} needs {needed} that predicts tokens; {self._description()}")
-
-    def _description(self) -> str:
-        """What the model is, and which method is meant for it."""
-        kind, head = self.config.kind, self.config.head
-        if head == "lm":
-            right = {"decoder": "generate", "encoder": "fill_mask", "encoder-decoder": "seq2seq"}[kind]
-        else:
-            right = {"classification": "classify", "none": "embed"}.get(head, "bundle.model(ids)")
-        article = "an" if kind[0] == "e" else "a"
-        return f"this is {article} {kind} {'without a head' if head == 'none' else f'with head={head}'}: use {right}"
 
 
 def load(

@@ -35,7 +35,8 @@ from trivium.checkpoints.config_files import (
 )
 from trivium.checkpoints.json_files import write_object
 from trivium.checkpoints.model_card import model_card
-from trivium.checkpoints.weights_reading import find_tensors, first, read_tensors, stored_tensors
+from trivium.checkpoints.weights_matching import Places, find_tensors, first
+from trivium.checkpoints.weights_reading import read_tensors, stored_tensors
 from trivium.checkpoints.weights_writing import LARGEST_SHARD_BYTES, write_weights
 from trivium.errors import UserError
 from trivium.families.family import Family
@@ -153,17 +154,22 @@ def load_weights(
         model = build_model(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = find_tensors(path, family, stated, config, shapes, stored)
-    if places.ignored:
-        note(f"{path}: tensors of another head are left out: {', '.join(first(places.ignored))}")
-    state: dict[str, Tensor] = {}
-    for line in pooling_notes(path):
+    for line in (*pooling_notes(path), *_notes(path, places, seed)):
         note(line)
-    if places.fresh:
-        note(f"{path}: the {config.head} head is new, drawn from seed {seed}: {', '.join(first(places.fresh))}")
-        state = _fresh_head(model, config, seed, DTYPES[dtype], device)
+    state = _fresh_head(model, config, seed, DTYPES[dtype], device) if places.fresh else {}
     state |= read_tensors(path, family, config, stored, places, DTYPES[dtype], device)
     model.load_state_dict(state, assign=True)
     return model.eval(), config
+
+
+def _notes(path: Path, places: Places, seed: int) -> list[str]:
+    """What of the files is not in the model, and what of the model not in the files."""
+    notes = [f"{path}: {name} is not there and begins as {other}" for name, other in places.stand_ins.items()]
+    if places.ignored:
+        notes.append(f"{path}: tensors of another head are left out: {', '.join(first(places.ignored))}")
+    if places.fresh:
+        notes.append(f"{path}: not there, so drawn from seed {seed}: {', '.join(first(places.fresh))}")
+    return notes
 
 
 def _with_head(family: Family, config: ModelConfig, head: Head | None, labels: tuple[str, ...]) -> ModelConfig:

@@ -91,9 +91,14 @@ class PackedSource:
         return self._rows_per_step
 
     @property
+    def num_rows(self) -> int:
+        """Rows that all sources together hold."""
+        return sum(self._mixture.sizes)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps that train on as many rows as all sources together hold, rounded up."""
-        return -(-sum(self._mixture.sizes) // self.rows_per_step)
+        return -(-self.num_rows // self.rows_per_step)
 
     def row_ids(self, step: int) -> list[RowId]:
         """The rows of a step, of all ranks, in global order."""
@@ -195,10 +200,11 @@ def training_source(
 ) -> PackedSource:
     """The batches that `settings` asks for; `objective` None: `causal`."""
     objective = objective or CausalSettings()
+    sources: Sequence[tuple[Shards | PairShards, float | None]] = prepared.train
     return PackedSource(
         [
             (rows_for(shards, settings, objective, kind, marks, key_of(seed, "task", number)), weight)
-            for number, (shards, weight) in enumerate(prepared.train)
+            for number, (shards, weight) in enumerate(sources)
         ],
         rows_per_step=settings.rows_per_step,
         rows_per_micro_batch=settings.rows_per_micro_batch,

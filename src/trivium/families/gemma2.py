@@ -135,14 +135,19 @@ def read_cap(values: Mapping[str, Any], key: str, default: float | None, origin:
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The shape as config.json states it."""
     return {
-        **write_gemma(config, FIELDS),
+        **write_gemma(config, FIELDS, logit_cap=USUAL_LOGIT_CAP),
         **write_rope(config),
         "attn_logit_softcapping": config.attention_softcap or None,
     }
 
 
-def write_gemma(config: ModelConfig, fields: Fields) -> dict[str, Any]:
-    """What is written of Gemma 2 and 3 alike. There must be a window, even if no layer has one."""
+def write_gemma(config: ModelConfig, fields: Fields, *, logit_cap: float | None) -> dict[str, Any]:
+    """What is written of Gemma 2 and 3 alike.
+
+    There must be a window, even if no layer has one. `logit_cap` is what is written under a head that has no logits,
+    so that the `lm` head finds it again.
+    """
+    cap = config.logit_softcap if config.head == "lm" else logit_cap
     scalar = round(config.attention_scale**-2) if config.attention_scale else config.head_width
     return {
         **write_fields(config, fields),
@@ -152,7 +157,7 @@ def write_gemma(config: ModelConfig, fields: Fields) -> dict[str, Any]:
         "attention_bias": config.bias == "attention",
         "query_pre_attn_scalar": scalar,
         "sliding_window": config.sliding_window or USUAL_WINDOW,
-        "final_logit_softcapping": config.logit_softcap or None,
+        "final_logit_softcapping": cap or None,
     }
 
 

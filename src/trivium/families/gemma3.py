@@ -44,7 +44,11 @@ def read_config(values: Mapping[str, Any], origin: str) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The shape as config.json states it."""
-    return {**write_gemma(config, FIELDS), **write_rope_by_layer(config), "attn_logit_softcapping": None}
+    return {
+        **write_gemma(config, FIELDS, logit_cap=None),
+        **write_rope_by_layer(config),
+        "attn_logit_softcapping": None,
+    }
 
 
 GEMMA3 = Family(

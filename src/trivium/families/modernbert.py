@@ -139,12 +139,10 @@ def _with(defaults: Mapping[str, Any], given: object) -> object:
 def _read_head(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The head, with the biases and the activation that config.json may choose."""
     found = read_head(values, HEADS, "lm", origin)
-    if found["head"] == "none":
-        return found
-    inside = read_activation(values, "hidden_activation", "gelu", origin)
-    if read_activation(values, "classifier_activation", "gelu", origin) != inside:
-        raise UserError(f"{origin}: classifier_activation must be hidden_activation, {write_activation(inside)}")
     found["head_hidden_bias"] = read_choice(values, "classifier_bias", False, FLAG, origin)
+    inside = read_activation(values, "hidden_activation", "gelu", origin)
+    if found["head"] != "none" and read_activation(values, "classifier_activation", "gelu", origin) != inside:
+        raise UserError(f"{origin}: classifier_activation must be hidden_activation, {write_activation(inside)}")
     if found["head"] == "lm":
         found["head_bias"] = read_choice(values, "decoder_bias", True, FLAG, origin)
     return found
@@ -165,7 +163,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": write_activation(config.activation),
         "classifier_activation": write_activation(config.activation),
         "classifier_pooling": "mean" if config.pooling == "mean" else "cls",
-        "classifier_bias": config.head != "none" and config.head_hidden_bias,
+        "classifier_bias": config.head_hidden_bias,
         "decoder_bias": config.head_bias or config.head != "lm",
         "attention_bias": attention_bias,
         "mlp_bias": mlp_bias,

@@ -181,6 +181,9 @@ class ModelConfig(Settings):
     def changed(self, **changes: Any) -> ModelConfig:
         """A new, checked config with some fields replaced; widths that were derived are derived anew."""
         stated = {name: getattr(self, name) for name in self.model_fields_set}
+        for name, power in (("embedding_scale", 0.5), ("logit_scale", -0.5)):
+            if stated.get(name) == self.width**power:
+                stated[name] = 0  # follows the width
         return ModelConfig(**{**stated, **changes})
 
     @property

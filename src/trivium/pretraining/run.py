@@ -23,19 +23,23 @@ from typing import Any
 from trivium.checkpoints.directory import save_model_directory
 from trivium.checkpoints.store import CheckpointStore
 from trivium.config import build_settings, dump_recipe, load_recipe, plain
-from trivium.data.prepare import Prepared, prepare, training_texts
-from trivium.data.sources import EvaluationRows, evaluation_rows, training_source
+from trivium.data.objectives_settings import PairsSettings
+from trivium.data.sources import EvaluationRows, PackedSource
 from trivium.errors import UserError
+from trivium.families import family_for
 from trivium.files import is_vacant, remove_unfinished, write_atomically
 from trivium.machine import describe_machine, peak_product_flops
-from trivium.models.build import build_model, initialise
+from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
-from trivium.models.decoder import Decoder
+from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.planner.memory import MemoryPlan, estimate
-from trivium.pretraining.causal import CausalObjective
-from trivium.pretraining.measure import data_facts, draw_samples, held_out_measure, model_facts
+from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, written
+from trivium.pretraining.material import Material, prepare_material, refuse_tokenizer, tokenizer_texts
+from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
+from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.recipe import PretrainRecipe
+from trivium.pretraining.samples import draw_samples
 from trivium.progress import SILENT, Progress, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
@@ -118,51 +122,47 @@ class _Run:
                 raise
 
     def _execute(self) -> dict[str, Any]:
+        config = self.recipe.model
         with self.peers.together():
+            family_for(config)  # what could not be saved is not trained
             if self.runtime.is_main:
                 self._learn_tokenizer()
         with self.peers.together():
             tokenizer = Tokenizer.load(self.recipe.tokenizer.path or self.directory / TOKENIZER)
-            prepared = prepare(self.recipe.data, tokenizer, progress=self.progress)
-        config = self.recipe.model
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(
-                f"model.vocab_size is {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} entries; "
-                f"set model.vocab_size={tokenizer.vocab_size} or leave it out"
-            )
+            refuse_tokenizer(self.recipe, tokenizer)
+            material = prepare_material(self.recipe, tokenizer, self.progress)
         plan = planned_memory(self.recipe)
         # Preparing the text may have needed more than training will.
         self.planned_peak_bytes = max(plan.peak_bytes, peak_bytes(self.runtime.torch_device()))
-        self._introduce(config, prepared)
+        with self.peers.together():
+            source = material.training_source(self.runtime)
+        self._introduce(config, material, source)
         model = build_model(config)
         initialise(model, config, self.recipe.seed)
-        result = self._train(model, config, prepared)
-        return self._finish(model, tokenizer, prepared, plan, result)
+        result = self._train(model, config, material, source)
+        return self._finish(model, material, plan, result)
 
     def _learn_tokenizer(self) -> None:
         """Learn a tokenizer and keep it in the run, unless it is there already or the recipe names one."""
-        own = self.directory / TOKENIZER
-        if self.recipe.tokenizer.path is None and not (own / "tokenizer.json").is_file():
-            texts = training_texts(self.recipe.data)
-            size = self.recipe.tokenizer.vocab_size
-            Tokenizer.train(texts=texts, vocab_size=size, progress=self.progress).save(own)
+        own, recipe = self.directory / TOKENIZER, self.recipe
+        if recipe.tokenizer.path is None and not (own / "tokenizer.json").is_file():
+            texts, size = tokenizer_texts(recipe), recipe.tokenizer.vocab_size
+            Tokenizer.train(texts=texts, vocab_size=size, kind=recipe.model.kind, progress=self.progress).save(own)
 
-    def _introduce(self, config: ModelConfig, prepared: Prepared) -> None:
+    def _introduce(self, config: ModelConfig, material: Material, source: PackedSource) -> None:
         """Say what is going to happen before it does."""
-        tokens = sum(shards.num_tokens for shards, _ in prepared.train)
-        data, training = self.recipe.data, self.recipe.training
-        planned = training.steps * data.rows_per_step * data.sequence_length
+        steps, data = self.recipe.training.steps, self.recipe.data
         self.progress.note(
-            f"{short_number(num_parameters(config))} parameters; {training.steps} steps of "
-            f"{short_number(data.rows_per_step * data.sequence_length)} tokens, {planned / tokens:.2f} times through "
-            f"{short_number(tokens)} tokens; planned memory {short_number(self.planned_peak_bytes)}B"
+            f"{short_number(num_parameters(config))} parameters; {steps} steps of {data.rows_per_step} rows of "
+            f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
+            f"{short_number(material.num_tokens)} tokens; planned memory {short_number(self.planned_peak_bytes)}B"
         )
 
-    def _train(self, model: Decoder, config: ModelConfig, prepared: Prepared) -> TrainResult:
+    def _train(self, model: Model, config: ModelConfig, material: Material, source: PackedSource) -> TrainResult:
         recipe, runtime = self.recipe, self.runtime
-        place = {"rank": runtime.rank, "world_size": runtime.world_size}
-        objective = CausalObjective(recipe.training.cross_entropy_chunk_tokens)
-        rows = evaluation_rows(prepared, recipe.data, **place)
+        smoothing = recipe.objective.label_smoothing if isinstance(recipe.objective, PairsSettings) else 0.0
+        objective = TokenObjective(recipe.training.cross_entropy_chunk_tokens, smoothing)
+        rows = material.evaluation_rows(runtime)
         peak = peak_product_flops(runtime.device, recipe.training.precision)
         with contextlib.ExitStack() as open_ones:
             trackers = []
@@ -174,13 +174,13 @@ class _Run:
             return train(
                 model,
                 objective,
-                training_source(prepared, recipe.data, seed=recipe.seed, **place),
+                source,
                 recipe.training,
                 runtime,
                 store=CheckpointStore(
                     self.directory / CHECKPOINTS, recipe.training.keep_checkpoints, self.progress.note
                 ),
-                evaluate=None if rows is None else self._evaluation(model, objective, prepared, rows),
+                evaluate=None if rows is None else self._evaluation(model, material, rows),
                 log=self.directory / METRICS,
                 listeners=trackers,
                 progress=self.progress,
@@ -188,16 +188,29 @@ class _Run:
                 peak_flops=None if peak is None else peak * runtime.world_size,
             )
 
-    def _evaluation(
-        self, model: Decoder, objective: CausalObjective, prepared: Prepared, rows: EvaluationRows
-    ) -> Evaluate:
+    def _evaluation(self, model: Model, material: Material, rows: EvaluationRows) -> Evaluate:
         """What the loop calls to measure held-out rows (quick; the final measure scores every token)."""
-        assert prepared.held_out is not None
-        tokens_per_byte = prepared.held_out.num_tokens / prepared.held_out.num_bytes
+        shards, wanted = material.held_out, self.recipe.objective
+        assert shards is not None
+        tokens_per_byte = shards.num_tokens / shards.num_bytes
+        decodes = self.recipe.model.kind == "decoder"
+        objective = TokenObjective(self.recipe.training.cross_entropy_chunk_tokens, accuracy=not decodes)
+        pairs: HeldOutPairs | None = None
+        if isinstance(wanted, PairsSettings) and wanted.generate_and_score != "none" and self.runtime.is_main:
+            pairs = held_out_pairs(material, wanted.validation_pairs_to_generate)
 
         def measure(should_stop: Callable[[], bool]) -> Mapping[str, float]:
-            loss = evaluate_loss(model, objective, rows, self.runtime, should_stop=should_stop).loss
-            return {"held_out_loss": loss, "held_out_bits_per_byte": loss * tokens_per_byte / math.log(2)}
+            found = evaluate_loss(model, objective, rows, self.runtime, should_stop=should_stop)
+            values = {"held_out_loss": found.loss}
+            if wanted.name == "causal":
+                values["held_out_bits_per_byte"] = found.loss * tokens_per_byte / math.log(2)
+            if not decodes:
+                values["held_out_accuracy"] = found.scalars.get("correct", 0.0) / max(1, found.targets)
+            if pairs is not None and isinstance(wanted, PairsSettings) and isinstance(model, EncoderDecoder):
+                texts = written(model, material, pairs, should_stop=should_stop)
+                found_scores = scores(wanted.generate_and_score, texts, pairs.targets)
+                values |= {f"held_out_{name}": value for name, value in found_scores.items()}
+            return values
 
         return measure
 
@@ -213,9 +226,7 @@ class _Run:
                 write_summary(self.directory / SUMMARY, end)
                 write_report(self.directory)
 
-    def _finish(
-        self, model: Decoder, tokenizer: Tokenizer, prepared: Prepared, plan: MemoryPlan, result: TrainResult
-    ) -> dict[str, Any]:
+    def _finish(self, model: Model, material: Material, plan: MemoryPlan, result: TrainResult) -> dict[str, Any]:
         """Measure and keep the trained model: the whole summary on rank 0, the loop's figures on the others."""
         recipe, earlier = self.recipe, finished_summary(self.directory)
         summary: dict[str, Any] = {
@@ -232,14 +243,14 @@ class _Run:
         }
         with self.peers.together():
             if self.runtime.is_main:
-                save_model_directory(self.directory / MODEL, model, recipe.model, tokenizer)
+                save_model_directory(self.directory / MODEL, model, recipe.model, material.tokenizer)
                 self.progress.note(f"model saved in {self.directory / MODEL}")
                 summary |= {
                     "plan": plan.to_dict(),
                     "model_facts": model_facts(recipe.model),
-                    "data_facts": data_facts(recipe.data, prepared),
-                    **held_out_measure(model, tokenizer, recipe.data, self.progress),
-                    "samples": draw_samples(model, tokenizer, recipe, self.progress),
+                    "data_facts": data_facts(recipe.data, material),
+                    **held_out_measure(model, material, self.runtime, self.progress),
+                    "samples": draw_samples(model, material, self.progress),
                     "machine": describe_machine(),
                     "seconds": earlier.get("seconds") or time.perf_counter() - self.began,
                     "report": str(self.directory / "report.html"),

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import index as as_index
 from pathlib import Path
@@ -32,6 +31,7 @@ from tokenizers import Tokenizer as Core
 from trivium.errors import UserError
 from trivium.progress import SILENT, Progress
 from trivium.tokenizer import directory
+from trivium.tokenizer.bounded import damage_named
 from trivium.tokenizer.byte_tokens import CHARACTER_OF_BYTE, INVALID_UTF8, bytes_of_ids, is_byte_level
 from trivium.tokenizer.chat import ChatTemplate
 from trivium.tokenizer.encoding import TextEncoder
@@ -123,7 +123,7 @@ class Tokenizer:
             progress=progress,
         )
         chosen.finish(core)
-        return cls(core, **chosen.roles.named(), chat_template=chosen.chat_template)
+        return _in_roles(core, chosen.roles, None, chosen.chat_template)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -132,11 +132,11 @@ class Tokenizer:
         Older files do as well: see `formats.py`.
         """
         files = directory.read(Path(path))
-        with _damage_named(files.source):
+        with damage_named(files.source):
             core = files.core()
             special = [token.content for token in core.get_added_tokens_decoder().values() if token.special]
             roles = completed(files.roles, files.silent, special)
-            return cls(core, **roles.named(), adds_bos=files.adds_bos, chat_template=files.chat_template)
+            return _in_roles(core, roles, files.adds_bos, files.chat_template)
 
     def save(self, directory_path: str | Path, *, max_length: int | None = None) -> None:
         """Write the files that `transformers` opens into a directory, each whole or not at all.
@@ -152,6 +152,10 @@ class Tokenizer:
             special_tokens=list(self.special_tokens),
             max_length=max_length,
         )
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return str(self._core.to_str())
 
     def with_chat_template(self, source: str | None) -> Tokenizer:
         """The same tokenizer with another chat template (Jinja source)."""
@@ -364,6 +368,9 @@ class Tokenizer:
         if not self.is_byte_level:
             raise UserError("this tokenizer is not byte-level, so it cannot write every byte: use encode")
         vocabulary = self._core.get_vocab(with_added_tokens=False)
+        missing = [byte for byte, character in CHARACTER_OF_BYTE.items() if character not in vocabulary]
+        if missing:
+            raise UserError(f"the vocabulary lacks {len(missing)} of the 256 bytes ({missing[0]:#04x}): use encode")
         return [vocabulary[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
 
     def _names(self) -> dict[str, Any]:
@@ -374,19 +381,10 @@ class Tokenizer:
         return _restore, (self._core.to_str(), self._names())
 
 
+def _in_roles(core: Core, roles: Roles, adds_bos: bool | None, chat_template: str | None) -> Tokenizer:
+    names: dict[str, Any] = {**roles.named(), "adds_bos": adds_bos, "chat_template": chat_template}
+    return Tokenizer(core, **names)
+
+
 def _restore(core_json: str, names: dict[str, Any]) -> Tokenizer:
     return Tokenizer(Core.from_str(core_json), **names)
-
-
-@contextmanager
-def _damage_named(source: Path) -> Iterator[None]:
-    """Whatever goes wrong while a tokenizer is made from `source` becomes a UserError that names it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{source.parent}: {error}") from error
-    except BaseException as error:
-        # A panic of the library (some damaged files cause one) is no Exception, and its class cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{source} is not a tokenizer: {error}") from error

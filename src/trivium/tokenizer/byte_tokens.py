@@ -25,13 +25,12 @@ INVALID_UTF8 = re.compile("([\udc80-\udcff]+)")
 
 
 def is_byte_level(core: Core) -> bool:
-    """Whether the tokenizer decodes bytes and can write all 256 of them."""
+    """Whether the tokens stand for bytes. Published vocabularies may lack a few bytes that no UTF-8 text holds."""
     if core.decoder is None or json.loads(core.model.__getstate__())["type"] != "BPE":
         return False
     decoder = json.loads(core.decoder.__getstate__())
     parts = [decoder, *decoder.get("decoders", [])]
-    vocabulary = core.get_vocab(with_added_tokens=False)
-    return any(part["type"] == "ByteLevel" for part in parts) and BYTE_OF_CHARACTER.keys() <= vocabulary.keys()
+    return any(part["type"] == "ByteLevel" for part in parts)
 
 
 def bytes_of_ids(core: Core) -> dict[int, bytes]:

@@ -52,10 +52,22 @@ _FREE_TEXT = ("content", "text", "reasoning_content", "reasoning", "thinking")
 class ChatTokenizer(Protocol):
     """What a template needs of its tokenizer."""
 
-    bos_token: str | None
-    eos_token: str | None
-    pad_token: str | None
     special_tokens: Mapping[str, int]
+
+    @property
+    def bos_token(self) -> str | None:
+        """Begins a text."""
+        ...
+
+    @property
+    def eos_token(self) -> str | None:
+        """Ends a text."""
+        ...
+
+    @property
+    def pad_token(self) -> str | None:
+        """Fills up a row."""
+        ...
 
     def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
         """Ids of `text`, which `continues` other text or stands alone."""
