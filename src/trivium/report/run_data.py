@@ -39,6 +39,11 @@ CURVES = (
     "seconds",
     "held_out_loss",
     "held_out_bits_per_byte",
+    "held_out_accuracy",
+    "held_out_bleu",
+    "held_out_rouge1",
+    "held_out_rouge2",
+    "held_out_rougeL",
 )
 # Where one of these is null, the value was NaN or infinite, which JSON cannot say.
 NEVER_EMPTY = frozenset({"loss", "grad_norm", "held_out_loss"})

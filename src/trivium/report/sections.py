@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 
-from trivium.report import markup, units
+from trivium.report import markup, scores, units
 from trivium.report.plots import SECOND, Bar, Line, bar_plot, line_plot
 from trivium.report.run_data import RunData, number, part, words
 from trivium.report.verdict import baselines, bits_per_byte, final_loss, sentence, state
@@ -55,6 +55,23 @@ _PLAN_LABELS = {
 }
 
 
+_SAMPLE_NOTES = {
+    "decoder": "Prompts in colour, what the model wrote after them in plain.",
+    "encoder": "Held-out text with tokens hidden in colour, the same with the model's guesses in plain.",
+    "encoder-decoder": "Sources in colour, what the model wrote for them in plain.",
+}
+_COMMANDS = {
+    "decoder": ('trivium generate {} --prompt "Once upon a time"', "trivium metric perplexity {} --file YOUR_TEXT.txt"),
+    "encoder": ('trivium fill-mask {} "The teacher [MASK] the student."',),
+    "encoder-decoder": ('trivium seq2seq {} "YOUR SOURCE TEXT"',),
+}
+_AUTO_CLASSES = {
+    "decoder": "AutoModelForCausalLM",
+    "encoder": "AutoModelForMaskedLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+}
+
+
 def header(run: RunData) -> str:
     """Title, verdict, key figures."""
     name = words(run.summary, "run", 200) or str(run.directory)
@@ -62,6 +79,7 @@ def header(run: RunData) -> str:
     figures: list[tuple[str, float | None, Callable[[float], str]]] = [
         ("Bits per byte", bits_per_byte(run), units.figure),
         ("Perplexity", number(held_out, "perplexity"), units.figure),
+        ("Right answers", scores.accuracy(run), lambda value: f"{100 * value:.1f} %"),
         ("Training loss", final_loss(run), units.figure),
         ("Tokens per second", _tokens_per_second(run), lambda value: f"{value:,.0f}"),
         ("Peak memory", _peak_bytes(run), units.size),
@@ -106,7 +124,7 @@ def learning(run: RunData) -> str:
     lines = [Line(loss, "training", smoothed=True)] if loss else []
     if held_out:
         lines.append(Line(held_out, "held out", SECOND, marked=True))
-    caption = "Cross-entropy in nats per token."
+    caption = "Cross-entropy in nats per predicted token."
     if loss:
         first, last = (units.figure(loss.values[index]) for index in (0, -1))
         caption += f" Training: {first} at first, {last} at last."
@@ -138,6 +156,8 @@ def learning(run: RunData) -> str:
 def held_out(run: RunData) -> str:
     """Bits per byte beside the baselines that need no model."""
     ours = bits_per_byte(run)
+    if ours is None and (other := scores.held_out(run)):
+        return other
     if ours is None:
         reason = "The run has not been measured on held-out text."
         return markup.section("Held-out text", markup.missing(reason))
@@ -179,6 +199,7 @@ def samples(run: RunData) -> str:
     items = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
     if not items:
         return markup.section("Samples", markup.missing("No samples: they are written when the run ends."))
+    kind = _kind(run)
     pieces = []
     for item in items[:MAX_SAMPLES]:
         prompt, continuation = (words(item, key, MAX_SAMPLE_CHARACTERS) for key in ("prompt", "text"))
@@ -187,11 +208,15 @@ def samples(run: RunData) -> str:
         if isinstance(settings, dict):
             settings = ", ".join(f"{name.lower()} {value}" for name, value in markup.rows_of(settings, {}))
         caption = f'<p class="muted">{markup.text(str(settings)[:300])}</p>' if settings else ""
+        truth = words(item, "truth", MAX_SAMPLE_CHARACTERS)
+        if truth:
+            caption += f'<p class="muted">The truth:</p>\n<pre>{markup.text(truth)}</pre>'
+        gap = "\n\n" if kind != "decoder" else ""
         pieces.append(
-            f'<div class="sample"><pre><span class="prompt">{markup.text(prompt)}</span>'
+            f'<div class="sample"><pre><span class="prompt">{markup.text(prompt)}</span>{gap}'
             f"{markup.text(continuation)}</pre>\n{caption}</div>"
         )
-    note = markup.paragraph("Prompts in colour, what the model wrote after them in plain.")
+    note = markup.paragraph(_SAMPLE_NOTES.get(kind, _SAMPLE_NOTES["decoder"]))
     return markup.section("Samples", note, *pieces)
 
 
@@ -203,14 +228,13 @@ def use(run: RunData) -> str:
         commands.append(f"trivium resume {shlex.quote(str(run.directory))}")
     if state(run) == "finished" or (run.directory / "model").is_dir():
         quoted = shlex.quote(model)
-        commands += [
-            f'trivium generate {quoted} --prompt "Once upon a time"',
-            f"trivium metric perplexity {quoted} --file YOUR_TEXT.txt",
-        ]
+        kind = _kind(run)
+        commands += [command.format(quoted) for command in _COMMANDS.get(kind, _COMMANDS["decoder"])]
+        auto = _AUTO_CLASSES.get(kind, _AUTO_CLASSES["decoder"])
         python = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"from transformers import {auto}, AutoTokenizer\n\n"
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(model)})\n"
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(model)})"
+            f"model = {auto}.from_pretrained({json.dumps(model)})"
         )
     return markup.section(
         "Use it next",
@@ -244,6 +268,11 @@ def reproduce(run: RunData) -> str:
         markup.folded(f"Events ({len(events)})", markup.table(events)) if events else "",
         markup.listed("Left out of this page", notes) if notes else "",
     )
+
+
+def _kind(run: RunData) -> str:
+    """The kind of model, as the summary or the recipe tells it."""
+    return words(part(run.summary, "model_facts"), "kind") or words(part(run.recipe, "model"), "kind") or "decoder"
 
 
 def _curve(run: RunData, key: str, title: str, show: Callable[[float], str], *, log: bool = False) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trivium.report import units
+from trivium.report import scores, units
 from trivium.report.run_data import RunData, number, part, words
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
@@ -77,6 +77,8 @@ def _how_it_ended(run: RunData) -> str:
 
 def _how_good(run: RunData) -> str:
     ours = bits_per_byte(run)
+    if ours is None and (other := scores.verdict(run)):
+        return other
     if ours is None:
         loss = final_loss(run)
         measured = "it has not been measured on held-out text"
