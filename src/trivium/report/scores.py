@@ -1,4 +1,4 @@
-"""What an encoder or an encoder-decoder is measured by: right answers on held-out text, and the score of what it writes.
+"""What an encoder or an encoder-decoder is measured by: right answers on held-out text, scores of what it writes.
 
 Neither has a probability for a text as a whole, so neither has bits per byte; these figures stand in their place.
 """
