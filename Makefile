@@ -11,7 +11,7 @@ MINUTES ?= 5
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help quickstart test check format long bench clean
+.PHONY: help quickstart test check format long matrix bench clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -34,6 +34,11 @@ format: $(VENV)/.installed-for-tests ## put the sources into the one format
 
 long: $(VENV)/.installed-for-tests ## the longer proofs; writes results/long.json
 	$(TEST_ENVIRONMENT) PYTHONPATH=tests $(BIN)/python -m pytest -m long -p long_results --long-results results/long.json
+
+matrix: $(VENV)/.installed-for-tests ## run the tests behind the support matrix and write it, and docs/matrix.md
+	$(TEST_ENVIRONMENT) PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -m "not long" -p matrix_results \
+		--matrix src/trivium/matrix.json $$(PYTHONPATH=tests:src $(BIN)/python -m matrix_cells)
+	$(BIN)/trivium matrix --markdown > docs/matrix.md
 
 bench: $(VENV)/.installed-for-tests ## speed beside the peers, in the same run
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

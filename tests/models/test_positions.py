@@ -66,5 +66,5 @@ def test_sinusoids_are_the_formula_of_the_paper() -> None:
 
 def test_positions_restart_at_each_segment() -> None:
     segments = torch.tensor([[1, 1, 1, 2, 2, 3, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1], [5, 5, 5, 5, 5, 5, 5, 5]])
-    expected = [[0, 1, 2, 0, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
+    expected = [[0, 1, 2, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert positions_in_segments(segments).tolist() == expected

@@ -83,9 +83,8 @@ def table(values: Mapping[str, Any]) -> str:
 
 def run_table(summary: Mapping[str, Any]) -> str:
     """What a person wants to know first of a finished run."""
-    held_out = summary.get("held_out") or {}
     rows = {
-        "held out": f"{held_out['bits_per_byte']:.4f} bits per byte" if held_out else "nothing was held out",
+        "held out": _held_out(summary.get("held_out") or {}),
         **{name: summary[name] for name in ("steps", "final_loss", "tokens_per_second") if name in summary},
         **{
             name.removesuffix("_bytes"): f"{summary[name] / 2**20:,.0f} MiB"
@@ -95,6 +94,18 @@ def run_table(summary: Mapping[str, Any]) -> str:
         **{name: summary[name] for name in ("run", "model", "report") if name in summary},
     }
     return table(rows)
+
+
+def _held_out(held_out: Mapping[str, Any]) -> str:
+    """The figure a kind of model is judged by."""
+    if "bits_per_byte" in held_out:
+        return f"{held_out['bits_per_byte']:.4f} bits per byte"
+    for what, words in (("masked", "masks filled rightly"), ("target", "target tokens predicted rightly")):
+        if f"{what}_accuracy" in held_out:
+            text = f"{100 * held_out[f'{what}_accuracy']:.1f} % of {words}"
+            scores = [f"{key.replace('_', ' ')} {held_out[key]:.3g}" for key in held_out if key.endswith("_beam")]
+            return ", ".join([text, *scores])
+    return "nothing was held out"
 
 
 def _is_nested(value: Any) -> bool:

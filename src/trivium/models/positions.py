@@ -121,8 +121,8 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 def positions_in_segments(segments_BT: Tensor) -> Tensor:
-    """(B, T) int64: how far each position is from the start of its run of equal segment numbers."""
+    """(B, T) int64: how far each position is from the start of its run of equal segment numbers; 0 in padding."""
     index = torch.arange(segments_BT.shape[1], device=segments_BT.device).expand(segments_BT.shape)
     begins = torch.ones_like(segments_BT, dtype=torch.bool)
     begins[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(1).values
+    return (index - torch.where(begins, index, 0).cummax(1).values) * (segments_BT > 0)
