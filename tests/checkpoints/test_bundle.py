@@ -140,7 +140,7 @@ def refusals(bundle: Bundle) -> dict[str, str]:
     for method in ("generate", "seq2seq", "fill_mask", "classify", "perplexity", "logprobs"):
         text = ARGUMENTS.get(method, "It was the age").format(mask=bundle.tokenizer.mask_token or "")
         try:
-            getattr(bundle, method)(text)
+            getattr(bundle, method)(text, **({"max_new_tokens": 3} if method in ("generate", "seq2seq") else {}))
         except UserError as error:
             found[method] = str(error)
     return found

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -21,12 +22,12 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, random_ids, relative, shaken
+from families.parity import check_family, check_padding, check_result, fails, opened, random_ids, relative, shaken
 from trivium.checkpoints.directory import load_weights, save_weights
 from trivium.errors import UserError
 from trivium.families import FAMILIES, family_for
 from trivium.families.llama import LLAMA
-from trivium.models.build import build_model
+from trivium.models.build import Model, build_model
 from trivium.models.config import ModelConfig
 
 SIZES = {
@@ -110,6 +111,8 @@ def test_a_dynamic_base_grows_with_the_text(length: int, tmp_path: Path) -> None
     model, config = opened(theirs, tmp_path)
     ids = random_ids(config, 2, length)
     assert relative(model(ids), theirs(ids).logits) <= 1e-5
+    if length <= 16:
+        check_padding(model)  # 64 positions of padding are no text
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_dynamic_base_grows_with_the_text(length: int, tmp_path: Path) -> None
 )
 def test_broken_control_a_wrong_setting_is_seen(changes: dict[str, Any], tmp_path: Path) -> None:
     theirs = shaken(reference())
-    model, config = opened(theirs, tmp_path)
+    model, _ = opened(theirs, tmp_path)
     check_result(theirs, model)
     assert fails(lambda: check_result(theirs, rebuilt(model, **changes)))
 
@@ -132,9 +135,11 @@ def test_broken_control_a_wrong_setting_is_seen(changes: dict[str, Any], tmp_pat
 def test_broken_control_swapped_weights_are_seen(tmp_path: Path) -> None:
     theirs = shaken(reference())
     model, _ = opened(theirs, tmp_path)
+    check_generation(theirs, model)
     mlp = model.stack.blocks[0].mlp
     mlp.gate, mlp.up = mlp.up, mlp.gate
     assert fails(lambda: check_result(theirs, model))
+    assert fails(lambda: check_generation(theirs, model))
 
 
 def random_llama(seed: int) -> ModelConfig:
@@ -159,21 +164,53 @@ def random_llama(seed: int) -> ModelConfig:
     )
 
 
-@pytest.mark.parametrize("config", [random_llama(seed) for seed in range(12)], ids=range(12))
+CONFIGS = [random_llama(seed) for seed in range(12)]
+
+
+def pair(config: ModelConfig) -> tuple[Any, Model]:
+    """A model of transformers of this shape, and ours of the same weights."""
+    theirs = shaken(LlamaForCausalLM(LlamaConfig(**LLAMA.write_config(config))))
+    weights, model = theirs.state_dict(), build_model(config).eval()
+    model.load_state_dict({weight.ours[0]: weights[weight.published] for weight in LLAMA.weights(config)})
+    return theirs, model
+
+
+def differences(theirs: Any, model: Model) -> tuple[float, float]:
+    """Largest difference of logits, and of gradients of the loss, each tensor relative to its scale."""
+    ids = random_ids(model.config, 2, 33)
+    results = theirs(input_ids=ids, use_cache=False).logits, model(ids)
+    gradients = []
+    for result, owner in zip(results, (theirs, model), strict=True):
+        loss = F.cross_entropy(result[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        parameters = dict(owner.named_parameters())
+        gradients.append(dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)))
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0].values())
+    errors = [0.0]
+    for weight in LLAMA.weights(model.config):
+        wanted, found = gradients[0][weight.published], gradients[1][weight.ours[0]]
+        errors.append(float((found - wanted).abs().max()) / max(float(wanted.abs().max()), 1e-3 * largest))
+    return relative(results[1], results[0]), max(errors)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
+def test_equals_transformers_in_fp32(config: ModelConfig) -> None:
+    logits, gradients = differences(*pair(config))
+    assert logits <= 1e-5 and gradients <= 1e-4
+    assert LLAMA.read_config(LLAMA.write_config(config), "test") == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 def test_equals_transformers_in_fp64(config: ModelConfig) -> None:
     """Their RMSNorm computes in fp32 whatever it is given: torch's takes its place."""
-    theirs = shaken(LlamaForCausalLM(LlamaConfig(**LLAMA.write_config(config)))).double()
-    weights, model = theirs.state_dict(), build_model(config).double().eval()
-    model.load_state_dict({weight.ours[0]: weights[weight.published] for weight in LLAMA.weights(config)})
+    theirs, model = pair(config)
     for parent in list(theirs.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LlamaRMSNorm):
                 norm = nn.RMSNorm(config.width, eps=config.norm_eps)
                 norm.weight = child.weight
                 setattr(parent, name, norm)
-    ids = random_ids(config, 2, 33)
-    assert relative(model(ids), theirs(input_ids=ids, use_cache=False).logits) <= 1e-12
-    assert LLAMA.read_config(LLAMA.write_config(config), "test") == config
+    logits, gradients = differences(theirs.double(), model.double())
+    assert logits <= 1e-12 and gradients <= 1e-10
 
 
 def test_bf16_autocast_is_no_worse_than_theirs(tmp_path: Path) -> None:

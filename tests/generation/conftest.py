@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import random
+import tempfile
 import textwrap
 from typing import Any
 
@@ -21,10 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trivium.checkpoints.layouts import split
-from trivium.families.bart import BART
-from trivium.families.family import Family
-from trivium.families.t5 import T5
+from trivium.checkpoints.directory import load_weights
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
@@ -173,13 +170,13 @@ def bart() -> BartForConditionalGeneration:
 @pytest.fixture
 def our_t5(t5: T5ForConditionalGeneration) -> EncoderDecoder:
     """`t5` in our words."""
-    return translated(t5, T5)
+    return translated(t5)
 
 
 @pytest.fixture
 def our_bart(bart: BartForConditionalGeneration) -> EncoderDecoder:
     """`bart` in our words."""
-    return translated(bart, BART)
+    return translated(bart)
 
 
 @pytest.fixture
@@ -190,16 +187,9 @@ def sources(text: str, source_tokenizer: Tokenizer) -> list[list[int]]:
     return [[*ids[start : start + rng.randint(0, 39)], 1] for start in starts]
 
 
-def translated(theirs: PreTrainedModel, family: Family) -> Any:
+def translated(theirs: PreTrainedModel) -> Any:
     """A model of `transformers` as one of ours, with the same weights."""
-    values = {**json.loads(theirs.config.to_json_string(use_diff=False)), "architectures": [type(theirs).__name__]}
-    config = family.read_config(values, "test")
-    model = build_model(config)
-    found = theirs.state_dict()
-    ours = {
-        name: part.reshape(dict(model.named_parameters())[name].shape)
-        for weight in family.weights(config)
-        for name, part in zip(weight.ours, split(weight, found[weight.published], config), strict=True)
-    }
-    model.load_state_dict(ours)
-    return model.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        model, _ = load_weights(folder)
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import BartForConditionalGeneration, LlamaForCausalLM
 
 from trivium.errors import UserError
 from trivium.generation import scoring
@@ -17,11 +17,15 @@ from trivium.generation.scoring import (
     documents_logprobs,
     rolling_windows,
     score_documents,
+    score_pairs,
     score_text,
     sum_scores,
     token_logprobs,
 )
+from trivium.models.build import build_model
+from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
+from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.tokenizer.bpe import Tokenizer
 
 PREFIX = -1
@@ -173,3 +177,64 @@ def test_refusals(model: Decoder, tokenizer: Tokenizer) -> None:
         documents_logprobs(model, [[1], [400]], prefix_id=0)
     with pytest.raises(UserError, match="at least one"):
         score_text(model, tokenizer, "").perplexity()
+
+
+# --- Pairs, and models without a probability for a text
+# ---------------------------------------------------------
+
+
+def check_pairs(model: EncoderDecoder, tokenizer: Tokenizer, theirs: BartForConditionalGeneration, text: str) -> None:
+    """Log-likelihoods of targets of all lengths, in batches of several sizes, against `transformers`' loss."""
+    sources = [text[:40], "x", text[100:190], text[300:310]]
+    targets = ["", text[50:90], "y é", text[310:400]]
+    expected = []
+    for source, target in zip(sources, targets, strict=True):
+        ids, labels = ([*tokenizer.encode(one), 1] for one in (source, target))
+        with torch.no_grad():
+            loss = theirs(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        expected.append(float(loss) * len(labels))
+    for tokens_per_batch in (1, 150, 8192):
+        scores = score_pairs(model, tokenizer, sources, targets, tokens_per_batch=tokens_per_batch)
+        assert [score.nll_sum for score in scores] == pytest.approx(expected, rel=1e-4)
+    assert [score.num_tokens for score in scores] == [len(tokenizer.encode(target)) + 1 for target in targets]
+    assert [score.num_bytes for score in scores] == [len(target.encode()) for target in targets]
+
+
+def test_pairs_equal_transformers(
+    our_bart: EncoderDecoder, bart: BartForConditionalGeneration, source_tokenizer: Tokenizer, text: str
+) -> None:
+    check_pairs(our_bart, source_tokenizer, bart, text)
+
+
+def test_the_check_sees_padding_of_sources(
+    our_bart: EncoderDecoder, bart: BartForConditionalGeneration, source_tokenizer: Tokenizer, text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Broken control: targets attend to the padding of their sources."""
+    padded = scoring.padded
+    monkeypatch.setattr(scoring, "padded", lambda *a, **k: (padded(*a, **k)[0], None))
+    with pytest.raises(AssertionError):
+        check_pairs(our_bart, source_tokenizer, bart, text)
+
+
+def test_pairs_that_cannot_be_scored(
+    our_bart: EncoderDecoder, model: Decoder, source_tokenizer: Tokenizer, tokenizer: Tokenizer
+) -> None:
+    assert score_pairs(our_bart, source_tokenizer, [], []) == []
+    with pytest.raises(UserError, match="1 sources for 2 targets"):
+        score_pairs(our_bart, source_tokenizer, ["a"], ["b", "c"])
+    with pytest.raises(UserError, match=r"target 0 has 401 tokens .* learned 128"):
+        score_pairs(our_bart, source_tokenizer, ["a"], ["é" * 200])
+    with pytest.raises(UserError, match=r"needs an encoder-decoder .*: use generate"):
+        score_pairs(model, tokenizer, ["a"], ["b"])
+
+
+def test_models_without_perplexity_say_why(our_bart: EncoderDecoder, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"no perplexity of a text without its source"):
+        score_text(our_bart, tokenizer, "text")
+    masked = build_model(ModelConfig(kind="encoder", vocab_size=400, width=16, layers=1, heads=2))
+    with pytest.raises(UserError, match=r"a masked model has no perplexity: it predicts a token from both sides"):
+        score_text(masked, tokenizer, "text")
+    judge = build_model(ModelConfig(vocab_size=400, width=16, layers=1, heads=2, head="scalar"))
+    with pytest.raises(UserError, match=r"perplexity needs a decoder .* with a scalar head: use classify"):
+        score_text(judge, tokenizer, "text")

@@ -101,7 +101,7 @@ class Bundle:
         in `generation`. `stream` is called with each new piece of text. Raises UserError for settings that do not
         exist, and for a model that generates no text.
         """
-        refuse_unless(self.config, "generate", ("decoder", "encoder-decoder"))
+        refuse_unless(self.config, "generate", ["decoder", "encoder-decoder"])
         assert not isinstance(self.model, Encoder)  # by its kind
         from trivium.generation.generate import generate
         from trivium.generation.settings import GenerationSettings
@@ -124,12 +124,12 @@ class Bundle:
 
     def seq2seq(self, text: str, settings: GenerationSettings | None = None, **changes: Any) -> Generation:
         """What an encoder-decoder makes of `text`: `generate` for these models alone."""
-        refuse_unless(self.config, "seq2seq", ("encoder-decoder",))
+        refuse_unless(self.config, "seq2seq", ["encoder-decoder"])
         return self.generate(text, settings, **changes)
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[Candidate]:
         """The likeliest tokens for the mask token in `text`, best first; of masked language models."""
-        refuse_unless(self.config, "fill_mask", ("encoder",))
+        refuse_unless(self.config, "fill_mask", ["encoder"])
         assert isinstance(self.model, Encoder)  # by its kind
         from trivium.generation.fill_mask import fill_mask
 
@@ -137,7 +137,7 @@ class Bundle:
 
     def classify(self, text: str, pair: str | None = None) -> Classification:
         """The class of a text, or of a pair of texts, and the probability of each class."""
-        refuse_unless(self.config, "classify", get_args(Kind), ("classification",))
+        refuse_unless(self.config, "classify", get_args(Kind), ["classification"])
         from trivium.generation.classify import classify
 
         (result,) = classify(self.model, self.tokenizer, [text], None if pair is None else [pair])
@@ -175,7 +175,7 @@ class Bundle:
             raise UserError(f"a masked model has no {what}: it predicts a token from both sides; use fill_mask")
         if self.config.kind == "encoder-decoder" and self.config.head == "lm":
             raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
-        refuse_unless(self.config, what, ("decoder",))
+        refuse_unless(self.config, what, ["decoder"])
         assert isinstance(self.model, Decoder)  # by its kind
         return self.model
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trivium.cli.opening import ModelArgument, open_bundle
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -15,21 +16,27 @@ app = new_app()
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, a run directory, or a hub id.")],
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    max_new_tokens: Annotated[int, help_of(GenerationSettings, "max_new_tokens")] = 256,
-    temperature: Annotated[float, help_of(GenerationSettings, "temperature")] = 0.0,
-    top_k: Annotated[int, help_of(GenerationSettings, "top_k")] = 0,
-    top_p: Annotated[float, help_of(GenerationSettings, "top_p")] = 1.0,
-    min_p: Annotated[float, help_of(GenerationSettings, "min_p")] = 0.0,
-    repetition_penalty: Annotated[float, help_of(GenerationSettings, "repetition_penalty")] = 1.0,
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Option(help="The text to continue; of an encoder-decoder, the source.")],
+    max_new_tokens: Annotated[int | None, help_of(GenerationSettings, "max_new_tokens")] = None,
+    temperature: Annotated[float | None, help_of(GenerationSettings, "temperature")] = None,
+    top_k: Annotated[int | None, help_of(GenerationSettings, "top_k")] = None,
+    top_p: Annotated[float | None, help_of(GenerationSettings, "top_p")] = None,
+    min_p: Annotated[float | None, help_of(GenerationSettings, "min_p")] = None,
+    repetition_penalty: Annotated[float | None, help_of(GenerationSettings, "repetition_penalty")] = None,
+    no_repeat_ngram_size: Annotated[int | None, help_of(GenerationSettings, "no_repeat_ngram_size")] = None,
+    num_beams: Annotated[int | None, help_of(GenerationSettings, "num_beams")] = None,
+    length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer (may be given again).")] = None,
-    seed: Annotated[int, help_of(GenerationSettings, "seed")] = 0,
+    seed: Annotated[int | None, help_of(GenerationSettings, "seed")] = None,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Continue a prompt; the text appears as it is made.
+
+    What is not said is as in the settings' defaults (greedy, up to 256 tokens), or, of an encoder-decoder, as its files
+    say.
 
     \b
     Examples:
@@ -45,17 +52,16 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-        "stop": stop or [],
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "stop": stop or None,
         "seed": seed,
     }
-    settings = build_settings(GenerationSettings, given, "generate")
+    stated = {name: value for name, value in given.items() if value is not None}
+    settings = build_settings(GenerationSettings, stated, "generate")
     with Output(as_json, quiet) as output:
-        from trivium.checkpoints.bundle import load
-        from trivium.runtime import choose_runtime, prepare_process
-
-        runtime = choose_runtime(device)
-        prepare_process(runtime)
-        bundle = load(model, device=runtime.device)
+        bundle = open_bundle(model, device, output)
         generation = bundle.generate(prompt, settings, stream=output.write)
         output.result(
             {

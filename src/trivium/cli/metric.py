@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app, table
+from trivium.errors import UserError
 
 app = new_app(no_args_is_help=True)
+
+Predictions = Annotated[Path, typer.Option(help="What a model wrote: a text file with one prediction on each line.")]
+References = Annotated[
+    list[Path],
+    typer.Option(help="What is right: a text file with as many lines (again, where each has several right answers)."),
+]
 
 
 @app.callback()
@@ -19,31 +27,69 @@ def metric() -> None:
 
 @app.command()
 def perplexity(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, a run directory, or a hub id.")],
+    model: ModelArgument,
     file: Annotated[Path, typer.Option(help="Text, or rows with text, to be predicted.")],
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """How well a model predicts a text: perplexity, and bits per byte, which compares any two models.
+    """How well a decoder predicts a text: perplexity, and bits per byte, which compares any two models.
 
     Every token is scored once, in windows of the model's context length. A .txt file is one document; of a
-    file of rows each row is one.
+    file of rows each row is one. Masked models and encoder-decoders have no perplexity of a text.
 
     \b
     Example:
       trivium metric perplexity runs/quickstart/pretrain/model --file held_out.txt
     """
-    from trivium.checkpoints.bundle import load
     from trivium.data.readers import read_rows
     from trivium.data.rows import text_of
     from trivium.generation.scoring import score_documents, sum_scores
-    from trivium.runtime import choose_runtime, prepare_process
 
     with Output(as_json, quiet) as output:
         texts = [text_of(row) for row in read_rows(file)]
-        runtime = choose_runtime(device)
-        prepare_process(runtime)
-        bundle = load(model, device=runtime.device)
+        bundle = open_bundle(model, device, output)
         scores = score_documents(bundle.model, bundle.tokenizer, texts, progress=output.progress)
         output.result(sum_scores(scores).perplexity().to_json())
+
+
+@app.command()
+def rouge(
+    predictions: Predictions, references: References, as_json: JsonFlag = False, quiet: QuietFlag = False
+) -> None:
+    """How much of the right texts' words, word pairs and longest common runs the predictions hold (Lin, 2004).
+
+    \b
+    Example:
+      trivium metric rouge --predictions summaries.txt --references right.txt --json
+    """
+    from trivium.metrics.rouge import rouge as scored
+
+    with Output(as_json, quiet) as output:
+        result = scored(*_lines(predictions, references))
+        output.result(result, text=table({name: score["fmeasure"] for name, score in result.items()}))
+
+
+@app.command()
+def bleu(predictions: Predictions, references: References, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    """How much predicted translations have in common with right ones, 0 to 100 (Papineni et al., 2002; sacrebleu).
+
+    \b
+    Example:
+      trivium metric bleu --predictions translations.txt --references right.txt --json
+    """
+    from trivium.metrics.bleu import bleu as scored
+
+    with Output(as_json, quiet) as output:
+        output.result(scored(*_lines(predictions, references)))
+
+
+def _lines(predictions: Path, references: list[Path]) -> tuple[list[str], list[list[str]]]:
+    """Predictions, and for each of them the right answers; every file must have equally many lines."""
+    from trivium.data.streams import read_lines
+
+    files = {file: [line.rstrip("\r\n") for _, line in read_lines(file)] for file in (predictions, *references)}
+    for file, lines in files.items():
+        if len(lines) != len(files[predictions]):
+            raise UserError(f"{file} has {len(lines)} lines and {predictions} has {len(files[predictions])}")
+    return files[predictions], [list(several) for several in zip(*(files[file] for file in references), strict=True)]

@@ -7,7 +7,9 @@ common stands here: `read_two_stacks`, `write_two_stacks`, and `weights`, in whi
   in `transformers` and learned here.
 - A head for classes reads the target's last hidden state. The target is the source, shifted right; `transformers` reads
   it where the source has its last end-of-text token, which is the same place.
-- Encoder and decoder must be equally wide. Only the source's and the target's number of layers may differ.
+- The two stacks may differ in depth only: other heads or inner widths in one of them are refused.
+- So are models whose output matrix is their own: `transformers` 5 gives them three tables of embeddings, earlier
+  versions one.
 
 Invariant its test checks: results, gradients and generated tokens are those of `transformers`.
 """

@@ -77,7 +77,7 @@ class Family:
     (such as the pooler in a file for masked language modelling)."""
     stand_ins: Callable[[ModelConfig], Mapping[str, str]] = field(default=lambda config: {})
     """Names that a file may lack, because another tensor then stands for them: {absent: stand-in}."""
-    ids: Mapping[str, int] = field(default_factory=dict)
+    ids: Mapping[str, int | None] = field(default_factory=dict)
     """Token ids of the published vocabulary that config.json states by default, such as {"pad_token_id": 0}."""
 
     def architecture(self, config: ModelConfig) -> str:

@@ -11,6 +11,7 @@ before it; T5 1.1 has an output matrix of its own and no factor. Both are told a
 |---|---|---|
 | true | true, or not stated | one table, 1 / sqrt(D) |
 | false | false, or not stated | two matrices, no factor |
+| false | true | two matrices, 1 / sqrt(D) |
 | true | false | two matrices, no factor |
 
 The last row is what `transformers` 5 makes of a Flan-T5. It then computes with the file's `lm_head.weight` if there is

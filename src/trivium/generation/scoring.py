@@ -5,11 +5,14 @@ with one context token). Before the tokens t_0 .. t_{n-1} stands a prefix token 
 end-of-text). The first window reads b, t_0 .. and scores up to `max_length` tokens; each later one ends where the
 next `max_length` tokens end (or the text does), is filled up to the left with context, and scores only what is new.
 
+Only a decoder has a probability for a text. A masked model has none, since it predicts a token from both sides; an
+encoder-decoder has one for a target, given its source (`score_pairs`).
+
 Log-probabilities are a log-softmax in fp32 and are summed in fp64; the logits of all positions are never held at
 once. Since attention is causal, rows can be padded on the right without a mask. Invariants its tests check: the
-windows are those of a brute-force reading of the rule; the sum is that of one plain forward pass per window.
+windows are those of a brute-force reading of the rule; the sum is that of one plain forward pass per window, or pair.
 
-Shapes: B windows, T positions, N scored tokens, D width, V vocabulary.
+Shapes: B windows or pairs, T positions, S positions of a source, N scored tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,9 +28,14 @@ from torch import Tensor
 
 from trivium.errors import UserError
 from trivium.generation.mode import evaluating
-from trivium.generation.prompts import document_start, refuse_unknown_ids
+from trivium.generation.prompts import document_start, encode_source, refuse_too_long, refuse_unknown_ids
+from trivium.generation.purposes import refuse_unless
+from trivium.generation.reading import padded
 from trivium.metrics.perplexity import Perplexity, count_bytes, count_words, perplexity
+from trivium.models.build import Model
+from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
+from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -88,7 +96,7 @@ def rolling_windows(num_tokens: int, max_length: int) -> list[Window]:
 
 
 def token_logprobs(
-    model: Decoder,
+    model: Model,
     ids: Sequence[int],
     *,
     prefix_id: int,
@@ -106,7 +114,7 @@ def token_logprobs(
 
 
 def documents_logprobs(
-    model: Decoder,
+    model: Model,
     documents: Sequence[Sequence[int]],
     *,
     prefix_id: int,
@@ -116,9 +124,11 @@ def documents_logprobs(
 ) -> list[Tensor]:
     """`token_logprobs` of each document: each is scored by itself, but their windows share batches.
 
-    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when `max_length` exceeds
-    the model's context, or a document holds an id the model does not know.
+    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when the model is no causal
+    language model, `max_length` exceeds its context, or a document holds an id that it does not know.
     """
+    refuse_unless_causal(model.config)
+    assert isinstance(model, Decoder)  # by its kind
     context = model.config.max_positions
     max_length = context if max_length is None else max_length
     if not 1 <= max_length <= context:
@@ -143,7 +153,7 @@ def documents_logprobs(
 
 
 def score_documents(
-    model: Decoder,
+    model: Model,
     tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
@@ -170,7 +180,7 @@ def score_documents(
 
 
 def score_text(
-    model: Decoder,
+    model: Model,
     tokenizer: Tokenizer,
     text: str,
     *,
@@ -183,6 +193,57 @@ def score_text(
         model, tokenizer, [text], max_length=max_length, tokens_per_batch=tokens_per_batch, progress=progress
     )
     return score
+
+
+def score_pairs(
+    model: Model,
+    tokenizer: Tokenizer,
+    sources: Sequence[str | Sequence[int]],
+    targets: Sequence[str],
+    *,
+    tokens_per_batch: int = 8192,
+    progress: Progress = SILENT,
+) -> list[TextScore]:
+    """The sums of each target, given the source that has its place: of an encoder-decoder.
+
+    Targets are scored with the special tokens that `Tokenizer.wrap` puts around them, so that ending in time counts.
+    Raises UserError when the model is no encoder-decoder, or a text is too long for it.
+    """
+    refuse_unless(model.config, "scoring targets of sources", ["encoder-decoder"])
+    assert isinstance(model, EncoderDecoder)  # by its kind
+    if len(sources) != len(targets):
+        raise UserError(f"{len(sources)} sources for {len(targets)} targets: give one of each")
+    pairs = []
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        ids, (wanted, _) = encode_source(tokenizer, source), tokenizer.wrap(tokenizer.encode(target))
+        for name, some in (("source", ids), ("target", wanted)):
+            refuse_too_long(some, model.config.positions, model.config.max_positions, f"{name} {number}")
+            refuse_unknown_ids(some, model.config.vocab_size, f"{name} {number}")
+        pairs.append((ids, wanted))
+    order = sorted(range(len(pairs)), key=lambda number: -sum(map(len, pairs[number])))
+    nlls: dict[int, float] = {}
+    progress.start("score", total=len(pairs), unit="pairs")
+    with evaluating(model):
+        while order:
+            count = max(1, tokens_per_batch // max(1, sum(map(len, pairs[order[0]]))))
+            some, order = order[:count], order[count:]
+            scores = _score_targets(model, [pairs[n][0] for n in some], [pairs[n][1] for n in some])
+            nlls.update((n, -float(scored.double().sum())) for n, scored in zip(some, scores, strict=True))
+            progress.advance(len(some))
+    progress.finish()
+    return [
+        TextScore(nlls[number], len(pairs[number][1]), count_bytes(target), count_words(target))
+        for number, target in enumerate(targets)
+    ]
+
+
+def refuse_unless_causal(config: ModelConfig) -> None:
+    """UserError that says why the model has no perplexity, unless it predicts each token from those before it."""
+    if config.kind == "encoder" and config.head == "lm":
+        raise UserError("a masked model has no perplexity: it predicts a token from both sides; use fill-mask")
+    if config.kind == "encoder-decoder" and config.head == "lm":
+        raise UserError("an encoder-decoder has no perplexity of a text without its source; score pairs (score_pairs)")
+    refuse_unless(config, "perplexity", ["decoder"])
 
 
 def sum_scores(scores: Iterable[TextScore]) -> TextScore:
@@ -215,12 +276,30 @@ def _score(model: Decoder, texts: list[list[int]], num_scored: list[int]) -> lis
     target_T = torch.arange(1, padded_BT.shape[1], device=device)
     scored_BT = (target_T >= lengths_B1 - counts_B1) & (target_T < lengths_B1)
     hidden_BTD, _ = model.hidden(padded_BT[:, :-1])
-    hidden_ND, targets_N = hidden_BTD[scored_BT], padded_BT[:, 1:][scored_BT]
+    logprobs_N = _target_logprobs(model, hidden_BTD[scored_BT], padded_BT[:, 1:][scored_BT])
+    return list(torch.split(logprobs_N, num_scored))
+
+
+@torch.inference_mode()
+def _score_targets(
+    model: EncoderDecoder, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Log-probabilities of all tokens of each target."""
+    device, start = model.embedding.weight.device, model.config.decoder_start_id
+    source_BS, segments_BS = padded(sources, device, on_the_left=False)
+    memory = model.memory(model.encode(source_BS, segments=segments_BS), segments_BS)
+    given_BT, _ = padded([[start, *target] for target in targets], device, on_the_left=False)
+    lengths_B1 = torch.tensor([[len(target)] for target in targets], device=device)
+    scored_BT = torch.arange(given_BT.shape[1] - 1, device=device) < lengths_B1
+    hidden_BTD, _ = model.hidden(given_BT[:, :-1], memory=memory)
+    logprobs_N = _target_logprobs(model, hidden_BTD[scored_BT], given_BT[:, 1:][scored_BT])
+    return list(torch.split(logprobs_N, [len(target) for target in targets]))
+
+
+def _target_logprobs(model: Decoder | EncoderDecoder, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """(N,) fp32 on the CPU: the log-probability of each target, logits being made a bounded number at a time."""
     rows = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
-    logprobs_N = torch.cat(
-        [
-            model.logits(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-            for hidden, targets in zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
-        ]
-    )
-    return list(torch.split(logprobs_N.cpu(), num_scored))
+    chunks = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
+    return torch.cat(
+        [model.logits(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0] for hidden, targets in chunks]
+    ).cpu()

@@ -139,7 +139,8 @@ class Stack(nn.Module):
         """Token embeddings with all that is added to them."""
         config = self.config
         if config.embedding_scale != 1.0:
-            x_BTD = x_BTD * config.embedding_scale
+            # Rounded to the type of the weights first, as Gemma was trained; in fp32 that changes nothing.
+            x_BTD = x_BTD * torch.tensor(config.embedding_scale, dtype=x_BTD.dtype, device=x_BTD.device)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions + config.position_offset)
         elif config.positions == "sinusoidal":

@@ -63,6 +63,9 @@ class PretrainRecipe(Settings):
     objective: ObjectiveSettings = CausalSettings()
     """What is learned from the text, or its name alone. Left out: what the kind of model usually learns (decoder:
     causal, encoder: masked, encoder-decoder: spans)."""
+    start_from: str | None = None
+    """A model (directory, run directory or hub id) whose weights the run begins with; `model` is then left out and is
+    that model's. The tokenizer must be that model's too. Null: fresh weights."""
     model: ModelConfig
     """The shape of the model; `family` (bert, t5, llama, marian, ...) fills in what makes it one of that family, and
     `kind` alone chooses bert, t5 or llama; `vocab_size`, `max_positions` and `decoder_start_id` follow tokenizer and
@@ -81,14 +84,19 @@ class PretrainRecipe(Settings):
     def _model_follows_the_other_sections(cls, values: Any) -> Any:
         """Fill in what a family, the tokenizer and the data already state of the model, and the usual objective."""
         model = values.get("model") if isinstance(values, dict) else None
+        if model is None and isinstance(values, dict) and isinstance(values.get("start_from"), str):
+            model = _shape_of(values["start_from"])
+            values = {**values, "model": model}
         if not isinstance(model, dict):
             kind = getattr(model, "kind", None)
         else:
-            model = _of_family(model)
+            shape, stated = _of_family(model)
+            model = {**shape, **_sizes(values, {**shape, **stated}), **stated}
             kind = model.get("kind", "decoder")
-            values = {**values, "model": {**_sizes(values, model), **model}}
-        if kind in OBJECTIVES_OF and values.get("objective") is None:
-            values = {**values, "objective": {"name": OBJECTIVES_OF[kind][0]}}
+            values = {**values, "model": model}
+        objective = values.get("objective") if isinstance(values, dict) else None
+        if kind in OBJECTIVES_OF and (objective is None or isinstance(objective, dict)):
+            values = {**values, "objective": {"name": OBJECTIVES_OF[kind][0], **(objective or {})}}
         return values
 
     @model_validator(mode="after")
@@ -99,14 +107,25 @@ class PretrainRecipe(Settings):
         return self
 
 
-def _of_family(model: dict[str, Any]) -> dict[str, Any]:
-    """The model's section with its family's fields under those it states."""
+def _shape_of(name: str) -> ModelConfig:
+    """The config of a model that exists."""
+    from trivium.checkpoints.config_files import read_config  # only where it is needed: `--help` stays quick
+    from trivium.checkpoints.resolve import resolve_model
+
+    path = resolve_model(name)
+    if path.is_file():
+        raise UserError(f"start_from: {path} is a file; turn it into a directory first: trivium export --to hf")
+    return read_config(path)[1]
+
+
+def _of_family(model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the fields of the model's family, the fields its section states)."""
     model = dict(model)
     stated = model.pop("family", None)
     kind = model.get("kind", "decoder")
     name = stated or (FAMILY_OF.get(kind) if kind != "decoder" else None)
     if name is None:
-        return model
+        return {}, model
     if name not in FAMILIES:
         near = nearest(str(name), FAMILIES)
         guess = f"did you mean {near}? " if near else ""
@@ -114,7 +133,7 @@ def _of_family(model: dict[str, Any]) -> dict[str, Any]:
     family = FAMILIES[name]
     if model.get("kind", family.kind) != family.kind:
         raise UserError(f"model.family={name} is of kind {family.kind}, not {kind}: leave model.kind out")
-    return {"kind": family.kind, **family.shape, **model}
+    return {"kind": family.kind, **family.shape}, model
 
 
 def _sizes(values: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trivium.checkpoints.directory import save_model_directory
+from trivium.checkpoints.directory import load_weights, save_model_directory
+from trivium.checkpoints.resolve import resolve_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.config import build_settings, dump_recipe, load_recipe, plain
 from trivium.data.objectives_settings import PairsSettings
@@ -137,10 +138,22 @@ class _Run:
         with self.peers.together():
             source = material.training_source(self.runtime)
         self._introduce(config, material, source)
-        model = build_model(config)
-        initialise(model, config, self.recipe.seed)
+        model = self._begin(config)
         result = self._train(model, config, material, source)
         return self._finish(model, material, plan, result)
+
+    def _begin(self, config: ModelConfig) -> Model:
+        """The model before its first step."""
+        if self.recipe.start_from is None:
+            model = build_model(config)
+            initialise(model, config, self.recipe.seed)
+            return model
+        model, found = load_weights(resolve_model(self.recipe.start_from))
+        if found != config:
+            raise UserError(
+                f"start_from: {self.recipe.start_from} is of another shape than `model` says: leave model out"
+            )
+        return model.train()
 
     def _learn_tokenizer(self) -> None:
         """Learn a tokenizer and keep it in the run, unless it is there already or the recipe names one."""

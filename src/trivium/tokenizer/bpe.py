@@ -163,19 +163,20 @@ class Tokenizer:
 
     # ------------------------------------------------------------------------------------------ text to ids
 
-    def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
+    def encode(self, text: str, *, parse_special: bool = False, after: str = "") -> list[int]:
         """The ids of `text`. Nothing is added; special tokens in it count as text unless `parse_special`.
 
-        `continues` says that the text goes on from other text, so that a tokenizer which puts a space before a text
-        does not do so here.
+        `after` is the text (its end will do) that `text` goes on from: then a tokenizer which puts a space before a
+        text does not do so.
         """
-        if not continues or parse_special or self._continuing is None:
+        if not after or parse_special or self._continuing is None:
             return (self._parsing if parse_special else self._plain).encode(text)
         encoder, first_word_only = self._continuing
         if not first_word_only:
             return encoder.encode(text)
-        word = next(iter(text.split(maxsplit=1)), "") if not text[:1].isspace() else ""
-        return encoder.encode(word) + self._plain.encode(text[len(word) :])
+        in_word = not (after[-1].isspace() or text[:1].isspace())
+        begun = text.split(maxsplit=1)[0] if in_word and text else ""
+        return encoder.encode(begun) + self._plain.encode(text[len(begun) :])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""

@@ -69,8 +69,8 @@ class ChatTokenizer(Protocol):
         """Fills up a row."""
         ...
 
-    def encode(self, text: str, *, parse_special: bool = False, continues: bool = False) -> list[int]:
-        """Ids of `text`, which `continues` other text or stands alone."""
+    def encode(self, text: str, *, parse_special: bool = False, after: str = "") -> list[int]:
+        """Ids of `text`, which goes on from the text `after` or stands alone."""
         ...
 
 
@@ -246,7 +246,7 @@ class ChatTemplate:
             elif start == 0 or start in opening:
                 piece = self._tokenizer.encode(text[start:end], parse_special=True)
             else:
-                piece = self._tokenizer.encode(text[start:end], continues=True)
+                piece = self._tokenizer.encode(text[start:end], after=text[start - 1])
             ids += piece
             learned += [any(a <= start and end <= b for a, b in answers)] * len(piece)
         return ChatIds(ids, learned)

@@ -1,0 +1,60 @@
+"""`trivium seq2seq`: turn a text into another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.settings_help import help_of
+from trivium.generation.settings import GenerationSettings
+
+app = new_app()
+
+
+@app.command()
+def seq2seq(
+    model: ModelArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The source: what is to be translated, summarised, ...")],
+    num_beams: Annotated[int | None, help_of(GenerationSettings, "num_beams")] = None,
+    length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
+    no_repeat_ngram_size: Annotated[int | None, help_of(GenerationSettings, "no_repeat_ngram_size")] = None,
+    max_new_tokens: Annotated[int | None, help_of(GenerationSettings, "max_new_tokens")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Turn a text into another with an encoder-decoder: translate, summarise, fill gaps.
+
+    What the model was trained for decides what comes out; T5 is told by a prefix ("translate English to German: ...")
+    and fills <extra_id_0>, <extra_id_1>, ... What is not said is as the model's files say, else one beam.
+
+    \b
+    Examples:
+      trivium seq2seq MODEL "A dog runs through the snow."
+      trivium seq2seq MODEL "summarize: ..." --num-beams 4 --no-repeat-ngram-size 3 --json
+    """
+    from trivium.config import build_settings
+
+    given = {
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "max_new_tokens": max_new_tokens,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    settings = build_settings(GenerationSettings, stated, "seq2seq")
+    with Output(as_json, quiet) as output:
+        bundle = open_bundle(model, device, output)
+        generation = bundle.seq2seq(text, settings, stream=output.write)
+        output.result(
+            {
+                "text": generation.text,
+                "tokens": generation.tokens,
+                "finish_reason": generation.finish_reason,
+                "tokens_per_second": generation.tokens_per_second,
+            },
+            text="\n",
+        )

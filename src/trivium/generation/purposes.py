@@ -1,0 +1,36 @@
+"""Which model is for what: a request that a model cannot serve is refused with the verb that is meant for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from trivium.errors import UserError
+from trivium.models.config import Head, Kind, ModelConfig
+
+# The verb for each kind of language model, and for each other head; the rest have none yet.
+VERB_OF_KIND: dict[Kind, str] = {"decoder": "generate", "encoder": "fill-mask", "encoder-decoder": "seq2seq"}
+VERB_OF_HEAD: dict[Head, str] = {"classification": "classify", "scalar": "classify", "none": "embed"}
+TOKENS: tuple[Head, ...] = ("lm",)
+
+
+def refuse_unless(config: ModelConfig, what: str, kinds: Collection[Kind], heads: Collection[Head] = TOKENS) -> None:
+    """Raises UserError when the model is none of `kinds` or has none of `heads`; `what` is what was asked for."""
+    if config.kind in kinds and config.head in heads:
+        return
+    needed = " or ".join(_with_article(kind) for kind in kinds)
+    raise UserError(f"{what} needs {needed} with {' or '.join(map(_head, heads))}; {description(config)}")
+
+
+def description(config: ModelConfig) -> str:
+    """What the model is, and what to use it for."""
+    verb = VERB_OF_KIND[config.kind] if config.head == "lm" else VERB_OF_HEAD.get(config.head)
+    cure = f": use {verb}" if verb else ""
+    return f"this model is {_with_article(config.kind)} with {_head(config.head)}{cure}"
+
+
+def _head(head: Head) -> str:
+    return {"lm": "a token head (lm)", "none": "no head"}.get(head, f"a {head} head")
+
+
+def _with_article(kind: Kind) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

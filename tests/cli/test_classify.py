@@ -1,0 +1,28 @@
+"""`trivium classify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.small_models import refusal, result, saved, shown
+
+LABELS = ("good", "bad", "so-so")
+
+
+@pytest.mark.parametrize("family", ["bert", "bart", "llama"])
+def test_classes(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model", family, head="classification", labels=LABELS)
+    found = result(capsys, "classify", model, "What a day!")
+    assert found.keys() == {"label", "probabilities"} and tuple(found["probabilities"]) == LABELS
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+    assert found["probabilities"][found["label"]] == max(found["probabilities"].values())
+    lines = shown(capsys, "classify", model, "What a day!").splitlines()
+    assert len(lines) == 3 and lines[0].endswith(found["label"])
+    assert result(capsys, "classify", model, "What a day!", "--pair", "And a night!") != found
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model", "bert")
+    assert "classification head" in refusal(capsys, "classify", model, "text")

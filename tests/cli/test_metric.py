@@ -1,0 +1,36 @@
+"""`trivium metric`: of a model and of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.small_models import refusal, result, saved, shown
+
+
+def test_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("def wrap(text): return text\n" * 20)
+    model = saved(tmp_path / "decoder", "llama")
+    found = result(capsys, "metric", "perplexity", model, "--file", file)
+    assert found.keys() == {"perplexity", "bits_per_byte", "nll", "num_tokens"}
+    for family, reason in (("bert", "a masked model has no perplexity"), ("t5", "without its source")):
+        other = saved(tmp_path / family, family)
+        assert reason in refusal(capsys, "metric", "perplexity", other, "--file", file)
+
+
+def test_rouge_and_bleu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, right, also = (tmp_path / name for name in ("predictions", "right", "also"))
+    predictions.write_text("the cat sat on the mat\n\na dog runs through the deep snow\n")
+    right.write_text("the cat sat on a mat\nnothing\na dog runs through the deep snow\n")
+    also.write_text("the cat sat on the mat\nnothing\nelse\n")
+    files = ("--predictions", predictions, "--references", right)
+    rouge = result(capsys, "metric", "rouge", *files)
+    assert rouge["rouge1"]["fmeasure"] == pytest.approx((10 / 12 + 0 + 1) / 3)
+    assert "rouge2" in shown(capsys, "metric", "rouge", *files)
+    bleu = result(capsys, "metric", "bleu", *files)
+    better = result(capsys, "metric", "bleu", *files, "--references", also)
+    assert 0 < bleu["bleu"] < better["bleu"] <= 100
+    also.write_text("one\n")
+    assert "has 1 lines and" in refusal(capsys, "metric", "bleu", *files, "--references", also)
