@@ -1,7 +1,7 @@
 """Makes `matrix.json` from a run of the tests that stand behind its cells (`matrix_cells.py`).
 
-A pytest plugin, loaded by `make matrix`. A cell is yes (or refused) when each of its patterns matched at least one test,
-and every test that matched passed; a test that was skipped proves nothing.
+A pytest plugin, loaded by `make matrix`. A cell is yes (or refused) when each of its patterns matched at least one
+test, and every test that matched passed; a test that was skipped proves nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fnmatch
 import importlib.metadata
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,3 @@ def state(cell: Cell, outcomes: Mapping[str, str]) -> dict[str, Any]:
         "tests": list(cell.tests),
         "passed": sum(outcomes[name] == "passed" for names in matched for name in names),
     }
-
-
-def files_of(cells: Sequence[Cell]) -> list[str]:
-    """The test files behind some cells."""
-    return sorted({pattern.partition("::")[0] for cell in cells for pattern in cell.tests})

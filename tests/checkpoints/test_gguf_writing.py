@@ -12,6 +12,7 @@ import torch
 from checkpoints.gguf_models import SHAPES, config_of, model_of, some_ids, tokenizer
 from checkpoints.gguf_transformers import read_by_transformers
 from trivium.checkpoints import gguf_writing
+from trivium.checkpoints.bundle import load
 from trivium.checkpoints.gguf_file import read_header
 from trivium.checkpoints.gguf_names import ARCHITECTURES, obstacles
 from trivium.checkpoints.gguf_reading import load_gguf
@@ -161,6 +162,26 @@ def test_transformers_computes_the_same(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         logits = theirs(torch.tensor([ids])).logits[0].numpy()
     assert difference(logits_of(model, ids), logits) < CLOSE
+
+
+def test_llama_cpp_makes_the_same_vectors_of_texts(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama.cpp")
+    try:
+        bundle = load("minilm-l6")
+    except UserError as error:
+        pytest.skip(f"needs real weights: {error}")
+    save_gguf(tmp_path / "m.gguf", bundle.model, bundle.config, bundle.tokenizer, dtype="fp32")
+    theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), embedding=True, n_ctx=256, n_threads=1, verbose=False)
+    try:
+        for text in ("The weather is lovely today.", "Unaffable naïve résumé, 日本語 and 12345!"):
+            ids, types = bundle.tokenizer.wrap(bundle.tokenizer.encode(text))
+            assert theirs.tokenize(text.encode()) == ids
+            with torch.inference_mode():
+                hidden = bundle.model(torch.tensor([ids]), types=torch.tensor([types]))[0].mean(0)
+            vector = (hidden / hidden.norm()).double().numpy()
+            assert vector @ np.array(theirs.embed(text, normalize=True)) > 0.99999
+    finally:
+        theirs.close()
 
 
 # ----------------------------------------------------------------------------------------------- what is refused

@@ -24,7 +24,7 @@ def saved(folder: Path, family: str, *, head: Head = "lm", labels: Sequence[str]
     kind = FAMILIES[family].kind
     tokenizer = Tokenizer.train(texts=[TEXT], vocab_size=420, kind=kind)
     shape = {"vocab_size": tokenizer.vocab_size, "width": 32, "layers": 2, "heads": 4, "init_std": 0.2}
-    config = ModelConfig(**{**shape, "max_positions": 128, **FAMILIES[family].shape})  # type: ignore[arg-type]
+    config = ModelConfig(**{**shape, **FAMILIES[family].shape, "max_positions": 128})  # type: ignore[arg-type]
     if head != "lm":
         config = FAMILIES[family].with_head(config, head, tuple(labels))
     model = build_model(config)

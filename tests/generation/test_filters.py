@@ -10,12 +10,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from trivium.errors import UserError
 from trivium.generation import filters
 from trivium.generation.filters import Past
 from trivium.generation.settings import GenerationSettings
@@ -77,6 +80,44 @@ def test_repetition_penalty(penalty: float) -> None:
 def past_of(ids: Tensor, num_new: int = 3, limit: int = 9) -> Past:
     """What the filters are told of rows that hold `ids`."""
     return Past(ids.tolist(), [num_new] * len(ids), [limit] * len(ids), seen(ids, 211))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_no_ngram_twice(n: int) -> None:
+    """Rows that are shorter than n, and long ones of few different tokens, whose n-grams come again."""
+    for length in (1, 2, 4, 50):
+        ids = torch.randint(4, (64, length), generator=torch.Generator().manual_seed(length))
+        ours = filters.forbid_repeated_ngrams(random_scores(), ids.tolist(), n)
+        assert torch.equal(ours, NoRepeatNGramLogitsProcessor(n)(ids, random_scores()))
+
+
+def test_the_check_sees_a_tail_that_is_its_own_repetition() -> None:
+    """Broken control: n-grams of one more token than asked for."""
+    ids = torch.randint(4, (64, 50), generator=torch.Generator().manual_seed(1))
+    ours = filters.forbid_repeated_ngrams(random_scores(), ids.tolist(), 4)
+    assert not torch.equal(ours, NoRepeatNGramLogitsProcessor(3)(ids, random_scores()))
+
+
+def test_suppressed_tokens() -> None:
+    """Ids beyond the vocabulary are none."""
+    ours = filters.suppress(random_scores(), range(64), (3, 5, 1000))
+    assert torch.equal(ours, NoBadWordsLogitsProcessor([[3], [5]])(IDS.expand(64, 1), random_scores()))
+    some = filters.suppress(random_scores(), [2], (3,))
+    assert int(some.isneginf().sum()) == 1 and some[2, 3].isneginf()
+    with pytest.raises(UserError, match="every token of the vocabulary is forbidden"):
+        filters.suppress(random_scores(), [1], range(211))
+
+
+def test_when_tokens_are_held_back_and_forced() -> None:
+    """Row 0 is at its first token, row 1 in the middle, row 2 at its last."""
+    settings = GenerationSettings(min_new_tokens=1, forced_bos_id=7, forced_eos_id=8)
+    past = Past([], [0, 3, 9], [10, 10, 10])
+    scores = random_scores(3)
+    forced = filters.build_pipe(settings, {5}, forces=True)(scores, past)
+    assert forced[0].isfinite().nonzero().tolist() == [[7]] and forced[2].isfinite().nonzero().tolist() == [[8]]
+    assert torch.equal(forced[1], scores[1])
+    free = filters.build_pipe(settings, {5})(scores, past)
+    assert free.isneginf().nonzero().tolist() == [[0, 5]]
 
 
 PIPES = [

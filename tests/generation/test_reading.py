@@ -198,3 +198,18 @@ def test_refusals(our_t5: EncoderDecoder, source_tokenizer: Tokenizer) -> None:
     classifier = ModelConfig(vocab_size=400, width=32, layers=1, heads=4, head="classification", labels=("a", "b"))
     with pytest.raises(UserError, match="this model is a decoder with a classification head: use classify"):
         generate(build_model(classifier), source_tokenizer, [[5]], GREEDY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_precisions(
+    dtype: torch.dtype, num_beams: int, our_bart: EncoderDecoder, source_tokenizer: Tokenizer, sources: Sources
+) -> None:
+    """Cache and memory have the precision of the weights; under autocast, products have that of autocast."""
+    settings = changed(GREEDY, num_beams=num_beams)
+    full = generate(our_bart, source_tokenizer, sources, settings)
+    with torch.autocast("cpu", dtype):
+        mixed = generate(our_bart, source_tokenizer, sources, settings)
+    other = generate(our_bart.to(dtype), source_tokenizer, sources, settings)
+    for found in (mixed, other):
+        assert sum(a.tokens[0] == b.tokens[0] for a, b in zip(full, found, strict=True)) >= 30

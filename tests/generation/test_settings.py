@@ -26,12 +26,20 @@ REFUSED: list[dict[str, Any]] = [
     {"stop": ["x" * 257]},
     {"stop": ["x"] * 33},
     {"add_bos": "perhaps"},
+    {"num_beams": 0},
+    {"num_beams": 2, "temperature": 0.5},
+    {"length_penalty": math.nan},
+    {"early_stopping": "always"},
+    {"no_repeat_ngram_size": -1},
+    {"forced_bos_id": -1},
+    {"suppressed_ids": [-1]},
+    {"min_new_tokens": -1},
     {"rows_per_batch": 0},
     {"top_kk": 5},
 ]
 
 
-@pytest.mark.parametrize("values", REFUSED, ids=lambda values: next(iter(values)))
+@pytest.mark.parametrize("values", REFUSED, ids=str)
 def test_refuses(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         GenerationSettings(**values)

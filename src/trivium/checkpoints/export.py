@@ -65,7 +65,7 @@ def export(
     where what was written is read back to. Raises UserError for a model that the format cannot hold.
     """
     out = Path(out)
-    stored = _checked(to, out, dtype)
+    stored = stored_dtype(to, out, dtype)
     progress.note(f"writing {out}")
     if to == "gguf":
         save_gguf(
@@ -92,8 +92,8 @@ def export(
     return Exported(out, readme, stored, _size(out), verification)
 
 
-def _checked(to: str, out: Path, dtype: str | None) -> GgufDtype:
-    """The dtype to store weights in; UserError for one that does not exist there, or for a name that does not fit."""
+def stored_dtype(to: str, out: Path, dtype: str | None) -> GgufDtype:
+    """The dtype to store weights in; UserError for a format, a name or a dtype that do not go together."""
     if to not in USUAL_DTYPE:
         raise UserError(f"there is no format {to}: use {' or '.join(USUAL_DTYPE)}")
     known = get_args(Precision if to == "hf" else GgufDtype)

@@ -237,6 +237,7 @@ def write_fields(architecture: Architecture, config: ModelConfig) -> dict[str, A
     fields[f"{architecture.name}.vocab_size"] = config.vocab_size
     if architecture.name == "bert":
         fields |= {"bert.attention.causal": False, "bert.pooling_type": 1}  # the mean, as `embed` has it
+        fields["tokenizer.ggml.token_type_count"] = config.segment_types
     return fields
 
 

@@ -45,8 +45,10 @@ def export(
     with Output(as_json, quiet) as output:
         from trivium.checkpoints.bundle import load
         from trivium.checkpoints.export import export as write
+        from trivium.checkpoints.export import stored_dtype
         from trivium.runtime import choose_runtime, prepare_process
 
+        stored_dtype(to, out, dtype)  # a mistake is told before a model is loaded
         runtime = choose_runtime(device)
         prepare_process(runtime)
         bundle = load(model, device=runtime.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from trivium.errors import UserError
 
 app = new_app(help="Learn a tokenizer from text, use it, judge it.", no_args_is_help=True)
 
-TokenizerPath = Annotated[Path, typer.Argument(metavar="TOK", help="A tokenizer directory or tokenizer.json.")]
+TokenizerPath = Annotated[Path, typer.Argument(metavar="TOK", help="A tokenizer directory or tokenizer file.")]
 Files = Annotated[
     list[str],
     typer.Argument(
@@ -27,11 +27,13 @@ def train(
     files: Files,
     vocab_size: Annotated[
         int,
-        typer.Option(
-            help="Entries to learn, special tokens included (256 bytes and 4 special tokens always have their place)."
-        ),
+        typer.Option(help="Entries to learn, special tokens included (they and 256 bytes always have their place)."),
     ],
     out: Annotated[Path, typer.Option(help="Directory to write the tokenizer to.")],
+    kind: Annotated[
+        Literal["decoder", "encoder", "encoder-decoder"],
+        typer.Option(help="The kind of model it is for: decides the special tokens and how texts are wrapped."),
+    ] = "decoder",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -41,14 +43,16 @@ def train(
     Examples:
       trivium tokenizer train book.txt --vocab-size 8192 --out tokenizer
       trivium tokenizer train stdlib --vocab-size 4096 --out tokenizer --json
+      trivium tokenizer train book.txt --vocab-size 8192 --kind encoder --out tokenizer
     """
     from trivium.tokenizer.bpe import Tokenizer
 
     with Output(as_json, quiet) as output:
         if all(Path(file).suffix == ".txt" and Path(file).is_file() for file in files):  # read piece by piece
-            tokenizer = Tokenizer.train(files, vocab_size=vocab_size, progress=output.progress)
+            tokenizer = Tokenizer.train(files, vocab_size=vocab_size, kind=kind, progress=output.progress)
         else:
-            tokenizer = Tokenizer.train(texts=_texts(files), vocab_size=vocab_size, progress=output.progress)
+            texts = _texts(files)
+            tokenizer = Tokenizer.train(texts=texts, vocab_size=vocab_size, kind=kind, progress=output.progress)
         tokenizer.save(out)
         output.result({"tokenizer": out, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint})
 

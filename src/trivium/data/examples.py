@@ -190,9 +190,9 @@ def _side(example: Example, name: str) -> Ids:
 
 
 def _stacked(rows: Sequence[Sequence[Example]], name: str, filler: int, width: int | None) -> Tensor:
-    """(B, width or that of the longest row): one side of all rows, filled up."""
+    """(B, width, or more where a row is longer): one side of all rows, filled up."""
     joined = [np.concatenate([_side(example, name) for example in row]) for row in rows]
-    table = np.full((len(rows), width or max(map(len, joined))), filler, np.int64)
+    table = np.full((len(rows), max(width or 0, *map(len, joined))), filler, np.int64)
     for number, values in enumerate(joined):
         table[number, : len(values)] = values
     return torch.from_numpy(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ class Marks:
     sentinels: tuple[int, ...] = ()
     """What stands for the first span, the second, ..."""
     sentence_ends: Ids | None = None
-    """Ids after which a sentence ends."""
+    """Ids after which a sentence ends; None: nobody asks."""
     word_starts: Callable[[Sequence[int]], Sequence[bool]] | None = None
     """Which of some ids begin a word."""
 
@@ -57,16 +58,30 @@ class Marks:
         """How many marks stand around a text."""
         return len(self.before) + len(self.after)
 
+    @cached_property
+    def _is_ordinary(self) -> NDArray[np.bool_]:
+        """One entry for each id up to the last ordinary one."""
+        table = np.zeros(int(self.ordinary.max()) + 1, dtype=bool)
+        table[self.ordinary] = True
+        return table
+
+    def are_ordinary(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of some ids are not special."""
+        known = self._is_ordinary
+        found: NDArray[np.bool_] = (ids < len(known)) & known[np.minimum(ids, len(known) - 1)]
+        return found
+
     def wrapped(self, ids: Ids) -> Ids:
         """A text with its marks."""
         return np.concatenate([self.before, ids, self.after]).astype(np.int64)
 
 
-def marks_of(tokenizer: Tokenizer, start_id: int = 0) -> Marks:
-    """The marks of a tokenizer; `start_id` is the model's `decoder_start_id`."""
+def marks_of(tokenizer: Tokenizer, objective: ObjectiveSettings, start_id: int = 0) -> Marks:
+    """The marks of a tokenizer, as far as `objective` needs them; `start_id` is the model's `decoder_start_id`."""
     special = set(tokenizer.special_tokens.values())
     ordinary = np.array([token for token in range(tokenizer.vocab_size) if token not in special], np.int64)
     before, after = around(tokenizer, int(ordinary[0]))
+    permutes = isinstance(objective, DenoiseSettings) and objective.permute_sentences
     return Marks(
         before=before,
         after=after,
@@ -75,7 +90,7 @@ def marks_of(tokenizer: Tokenizer, start_id: int = 0) -> Marks:
         start_id=start_id,
         mask_id=tokenizer.mask_id,
         sentinels=tuple(tokenizer.sentinel_ids),
-        sentence_ends=sentence_ends(tokenizer, ordinary),
+        sentence_ends=sentence_ends(tokenizer, ordinary) if permutes else None,
         word_starts=tokenizer.word_starts,
     )
 

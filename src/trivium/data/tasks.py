@@ -123,7 +123,7 @@ class MaskedTask:
             share=settings.mask_share,
             hidden_share=settings.hidden_share,
             random_share=settings.random_share,
-            maskable=np.isin(ids, marks.ordinary),
+            maskable=marks.are_ordinary(ids),
             word_starts=starts,
         )
         around = [np.full(len(part), IGNORED, np.int64) for part in (marks.before, marks.after)]
@@ -194,8 +194,9 @@ class DenoiseTask:
     def example(self, ids: Ids, draw: np.random.Generator) -> Example:
         """The example of a text."""
         marks = self.marks
-        assert marks.mask_id is not None and marks.sentence_ends is not None
-        spoilt = add_noise(ids, draw, self.settings, mask_id=marks.mask_id, sentence_ends=marks.sentence_ends)
+        assert marks.mask_id is not None
+        ends = np.zeros(0, np.int64) if marks.sentence_ends is None else marks.sentence_ends
+        spoilt = add_noise(ids, draw, self.settings, mask_id=marks.mask_id, sentence_ends=ends)
         return seq2seq_example(marks.wrapped(spoilt), marks.wrapped(ids), marks.start_id)
 
 

@@ -23,6 +23,9 @@ from trivium.generation.rows import Row, Rules
 if TYPE_CHECKING:
     from trivium.tokenizer.bpe import Tokenizer
 
+# New positions the KV cache has room for at first. Small, since all of it is copied whenever beams change places.
+CACHE_STEP = 32
+
 
 def search(model: GeneratingModel, tokenizer: Tokenizer, rows: list[Row], rules: Rules) -> Iterator[tuple[Row, str]]:
     """The likeliest text that is found for each row; yields (row, new text) for each token of a text that is found."""
@@ -53,7 +56,8 @@ class _Batch:
             )
             for row in rows
         ]
-        self.reading = Reading(model, [row.prompt for row in rows], max(row.limit for row in rows))
+        room = min(CACHE_STEP, max(row.limit for row in rows))
+        self.reading = Reading(model, [row.prompt for row in rows], room)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, BeamSearch]]:

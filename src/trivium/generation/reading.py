@@ -31,7 +31,7 @@ class Reading:
 
     @torch.inference_mode()
     def __init__(self, model: GeneratingModel, prompts: Sequence[Sequence[int]], room: int) -> None:
-        """Read `prompts` (of an encoder-decoder: sources); at most `room` tokens will follow."""
+        """Read `prompts` (of an encoder-decoder: sources); about `room` tokens will follow."""
         self.model = model
         weight = model.embedding.weight
         self.device = weight.device

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from trivium.data.examples import ExampleRows, PairPieces
 from trivium.data.marks import Marks, marks_of, refuse_missing_marks
 from trivium.data.objectives_settings import CausalSettings, PairsSettings
 from trivium.data.pairs import PairShards, PreparedPairs, prepare_pairs, training_pair_texts
@@ -50,7 +51,7 @@ class Material:
         """What tasks must know of the tokenizer; next-token learning needs none."""
         if isinstance(self.recipe.objective, CausalSettings):
             return None
-        return marks_of(self.tokenizer, self.recipe.model.decoder_start_id)
+        return marks_of(self.tokenizer, self.recipe.objective, self.recipe.model.decoder_start_id)
 
     def training_source(self, runtime: Runtime) -> PackedSource:
         """The batches of this process."""
@@ -90,7 +91,7 @@ def refuse_tokenizer(recipe: PretrainRecipe, tokenizer: Tokenizer) -> None:
             f"set model.vocab_size={tokenizer.vocab_size} or leave it out"
         )
     if not isinstance(recipe.objective, CausalSettings):
-        marks = marks_of(tokenizer, recipe.model.decoder_start_id)
+        marks = marks_of(tokenizer, recipe.objective, recipe.model.decoder_start_id)
         refuse_missing_marks(recipe.objective, recipe.model.kind, marks)
 
 
@@ -108,6 +109,12 @@ class _Closing:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, nothing added."""
         return self._tokenizer.encode_batch(texts)
+
+
+def num_cut_pairs(source: PackedSource) -> int:
+    """How many training pairs are longer than a row and lose their ends."""
+    pieces = [rows.pieces for rows in source.sources if isinstance(rows, ExampleRows)]
+    return sum(each.num_cut for each in pieces if isinstance(each, PairPieces))
 
 
 def spread(count: int, of: int) -> Sequence[int]:

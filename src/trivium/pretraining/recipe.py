@@ -73,9 +73,10 @@ class PretrainRecipe(Settings):
     training: TrainingSettings
     """How the weights are learned."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts continued by the finished model and shown in the report."""
+    """Texts shown in the report with what the finished model makes of them: prompts to continue (decoder), texts with
+    masks to fill in (encoder), sources (encoder-decoder)."""
     sample_tokens: int = Field(default=96, ge=1)
-    """Tokens generated for each sample prompt."""
+    """Most tokens generated for each sample."""
     reference: Reference | None = None
     """A published figure to show beside the run's own; null shows none."""
 

@@ -36,7 +36,7 @@ from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.planner.memory import MemoryPlan, estimate
 from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, written
-from trivium.pretraining.material import Material, prepare_material, refuse_tokenizer, tokenizer_texts
+from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
 from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.recipe import PretrainRecipe
@@ -170,6 +170,8 @@ class _Run:
             f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
             f"{short_number(material.num_tokens)} tokens; planned memory {short_number(self.planned_peak_bytes)}B"
         )
+        if cut := num_cut_pairs(source):
+            self.progress.note(f"{cut} pairs are longer than data.sequence_length={data.sequence_length} and were cut")
 
     def _train(self, model: Model, config: ModelConfig, material: Material, source: PackedSource) -> TrainResult:
         recipe, runtime = self.recipe, self.runtime

@@ -53,14 +53,24 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def damage_named(source: Path) -> Iterator[None]:
-    """Whatever goes wrong while a tokenizer is made from `source` becomes a UserError that names it."""
+def library_errors(what: str) -> Iterator[None]:
+    """Whatever the `tokenizers` library raises becomes a UserError of one line that begins with `what`."""
     try:
         yield
-    except UserError as error:
-        raise UserError(f"{source.parent}: {error}") from error
+    except UserError:
+        raise
     except BaseException as error:
         # A panic of the library (some damaged files cause one) is no Exception, and its class cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{source} is not a tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def damage_named(source: Path) -> Iterator[None]:
+    """Whatever goes wrong while a tokenizer is made from `source` becomes a UserError that names it."""
+    try:
+        with library_errors(f"{source.name} is not a tokenizer"):
+            yield
+    except UserError as error:
+        raise UserError(f"{source.parent}: {error}") from error

@@ -41,7 +41,7 @@ from trivium.tokenizer.roles import Roles, completed, sentinels
 from trivium.tokenizer.stream import ByteStream, StreamDecoder, WindowStream
 from trivium.tokenizer.variants import continuing_core, plain_core
 from trivium.tokenizer.words import Edges, edges_by_id, edges_of, starts_of
-from trivium.tokenizer.wrapping import Wrapping, read_wrapping
+from trivium.tokenizer.wrapping import read_wrapping
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
@@ -73,8 +73,10 @@ class Tokenizer:
         self._core = core
         self._roles = Roles(bos, eos, pad, unk, cls, sep, mask)
         self._role_ids = {role: self.id_of(token) for role, token in self._roles.named().items()}
-        begun = core.encode("", add_special_tokens=True).ids[:1]
-        self.adds_bos: bool = (bos is not None and begun == [self.bos_id]) if adds_bos is None else adds_bos
+        wrapping = read_wrapping(core)
+        begins = bos is not None and wrapping.wrap((), None)[0][:1] == [self.bos_id]
+        self.adds_bos: bool = begins if adds_bos is None else adds_bos
+        self._wrapping = wrapping if not self.adds_bos or self.bos_id is None else wrapping.beginning_with(self.bos_id)
         self.chat_template = chat_template
         added = core.get_added_tokens_decoder()
         special = {token.content: token_id for token_id, token in sorted(added.items()) if token.special}
@@ -86,6 +88,8 @@ class Tokenizer:
             raise UserError("two tokens of the vocabulary share an id")
         self.vocab_size: int = max(self._ids, default=-1) + 1
         self.is_byte_level: bool = is_byte_level(core)
+        if not self._ids.issuperset(self.wrap([])[0] + self.wrap([], [])[0]):
+            raise UserError("the post-processor puts ids around a text that are not in the vocabulary")
 
     # ------------------------------------------------------------------------------------------ learn, load, save
 
@@ -345,11 +349,6 @@ class Tokenizer:
     def _continuing(self) -> tuple[TextEncoder, bool] | None:
         variant = continuing_core(self._plain.core)
         return None if variant is None else (TextEncoder(variant[0]), variant[1])
-
-    @cached_property
-    def _wrapping(self) -> Wrapping:
-        wrapping = read_wrapping(self._core)
-        return wrapping.beginning_with(self.bos_id) if self.adds_bos and self.bos_id is not None else wrapping
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:

@@ -47,6 +47,8 @@ class TextEncoder:
             return [encoding.ids for encoding in self.core.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError as error:  # the library's word for a string that UTF-8 cannot write
             raise UserError(_why_not_text(texts)) from error
+        except Exception as error:  # and for one with words that no token stands for, not even an unknown one
+            raise UserError(f"the tokenizer's vocabulary cannot write this text: {error}") from error
 
     def _in_windows(self, text: str) -> list[int]:
         """Encode a window, keep the words that cannot depend on what follows it, go on from there."""

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
 from trivium.errors import UserError, nearest
+from trivium.tokenizer.bounded import library_errors
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.tokenizer.gguf_expression import ROLE_KEYS, gguf_fields
 from trivium.tokenizer.learning import LARGEST_VOCABULARY
@@ -51,17 +52,8 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     makers = {"gpt2": _byte_level, "llama": _sentence_piece, "bert": _word_piece, "t5": _sentence_piece}
     if kind not in makers:
         raise UserError(f"tokenizer.ggml.model is {kind!r}: known are {', '.join(makers)}")
-    try:
+    with library_errors(f"tokenizer.ggml.* describe no {kind} vocabulary"):
         core = makers[kind](vocabulary)
-    except UserError:
-        raise
-    except BaseException as error:
-        # The library's panics are no Exception, and their class cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"tokenizer.ggml.* describe no {kind} vocabulary: {' '.join(str(error).split())[:300]}"
-        ) from error
     roles = _roles(vocabulary, kind)
     adds_bos = _wrap(core, vocabulary, kind, roles)
     template = fields.get("tokenizer.chat_template")

@@ -17,6 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Core
 
+from trivium.tokenizer.bounded import library_errors
+
 _UNSEEN = " \U0010ffff"
 """Begins the new names. No model is shown a space: it ends a word, or is written as another character before."""
 
@@ -53,7 +55,8 @@ def _finds(core: Core, special: Mapping[str, int]) -> bool:
         return bool(special)
     ids = set(special.values())
     tries = [form for token in special for form in (token, f"a{token}a", f"a {token} a")]
-    return any(ids & set(encoding.ids) for encoding in core.encode_batch_fast(tries, add_special_tokens=False))
+    with library_errors("the vocabulary cannot write the text of its special tokens"):
+        return any(ids & set(encoding.ids) for encoding in core.encode_batch_fast(tries, add_special_tokens=False))
 
 
 def continuing_core(core: Core) -> tuple[Core, bool] | None:
