@@ -88,7 +88,7 @@ def our_step(job: Job) -> tuple[nn.Module, Step]:
     """Trivium: a step of the real loop."""
     from trivium.data.batch import Batch
     from trivium.models.build import build_model, initialise
-    from trivium.pretraining.causal import CausalObjective
+    from trivium.pretraining.objective import TokenObjective
     from trivium.progress import SILENT
     from trivium.runtime import Runtime, prepare_process
     from trivium.training.loop import Trainer
@@ -128,7 +128,7 @@ def our_step(job: Job) -> tuple[nn.Module, Step]:
     )
     reporter = Reporter(runtime.torch_device(), SILENT, (), None, None)
     reporter.open(Path("metrics.jsonl"), 0, 0.0, 0)
-    trainer = Trainer(model, CausalObjective(), Source(), settings, runtime, None, None, reporter, Caught())
+    trainer = Trainer(model, TokenObjective(), Source(), settings, runtime, None, None, reporter, Caught())
     trainer.rehearse()
 
     def step() -> float:

@@ -16,6 +16,10 @@ class UserError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word closest to `word` (None when nothing is close): the cure for a misspelling."""
-    matches = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """The known word closest to `word` (None when nothing is close): the cure for a misspelling.
+
+    A word of the very same letters in another order comes before any other.
+    """
+    matches = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    same_letters = [match for match in matches if sorted(match) == sorted(word)]
+    return next(iter([*same_letters, *matches]), None)

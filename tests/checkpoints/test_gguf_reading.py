@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from checkpoints.gguf_models import config_of, model_of, tokenizer
+from checkpoints.gguf_samples import mutated
 from checkpoints.gguf_transformers import read_by_transformers
 from trivium.checkpoints.bundle import Bundle, load
 from trivium.checkpoints.gguf_file import read_header
@@ -168,19 +170,19 @@ def rewritten(
     path: Path,
     fields: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray | None] | None = None,
+    types: dict[str, Any] | None = None,
 ) -> Path:
     """A copy of a file in which some metadata and tensors are others; None leaves one out."""
     reader = gguf.GGUFReader(source)
     kept = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
-    types = {key: field.types[0] for key, field in reader.fields.items()}
+    kinds = {key: field.types[0] for key, field in reader.fields.items()} | (types or {})
     kept |= fields or {}
     writer = gguf.GGUFWriter(path, kept.pop("general.architecture"))
     for key, value in kept.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif value is not None:
-            usual = gguf.GGUFValueType.get_type(value)
-            writer.add_key_value(key, value, types.get(key, usual) if type(value) is not str else usual)
+        usual = gguf.GGUFValueType.get_type(value) if value is not None else None
+        if value is not None:
+            kind = usual if isinstance(value, str | list | bool) else kinds.get(key) or usual
+            writer.add_key_value(key, value, kind)
     arrays = {tensor.name: tensor.data for tensor in reader.tensors} | (tensors or {})
     for name, array in arrays.items():
         if array is not None:
@@ -203,7 +205,7 @@ FILE_MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a part": ({"split.count": 3}, {}, "one part of several"),
     "no width": ({"llama.embedding_length": None}, {}, r"has no llama\.embedding_length"),
     "a billion layers": ({"llama.block_count": 1 << 30}, {}, "block_count is 1073741824, with 20 tensors"),
-    "no head": ({"llama.attention.head_count": 0}, {}, "heads"),
+    "no head": ({"llama.attention.head_count": 0}, {}, "head_count is 0"),
     "heads of many sizes": ({"llama.attention.head_count_kv": [2, 4]}, {}, "differs from layer to layer"),
     "half rotated": ({"llama.rope.dimension_count": 8}, {}, "must be the width of a head, 16"),
     "an unknown scaling": ({"llama.rope.scaling.type": "longrope"}, {}, "none, linear and yarn"),
@@ -229,6 +231,33 @@ def test_a_file_that_does_not_fit_itself_is_refused(mistake: str, small: Path, t
     with pytest.raises(UserError, match=words) as refused:
         load_gguf(file)
     assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_mutants_of_a_whole_model_give_a_model_or_a_refusal(small: Path, tmp_path: Path) -> None:
+    data, header_bytes = small.read_bytes(), read_header(small).tensors["token_embd.weight"].start
+    file, refused = tmp_path / "mutant.gguf", 0
+    for seed in range(300):
+        file.write_bytes(mutated(data, header_bytes, seed))
+        with contextlib.suppress(UserError):
+            load_gguf(file)
+            refused -= 1
+        refused += 1
+    assert 200 < refused < 300
+
+
+def test_senseless_metadata_gives_a_model_or_a_refusal(small: Path, tmp_path: Path) -> None:
+    """Each number of the metadata replaced by other numbers, and by what is no number."""
+    senseless = [0, 1, -1, (1 << 31) - 1, 0.0, -1.0, 1e300, float("nan"), float("inf"), True, "text", [1, 2]]
+    fields = read_header(small).fields
+    for key in [key for key, value in fields.items() if type(value) in (int, float)]:
+        for value in senseless:
+            types = {int: gguf.GGUFValueType.INT64, float: gguf.GGUFValueType.FLOAT64}
+            file = rewritten(small, tmp_path / "wrong.gguf", {key: value}, types={key: types.get(type(value))})
+            assert read_header(file).fields[key] == value or value != value
+            try:
+                load_gguf(file)
+            except UserError as error:
+                assert str(file) in str(error)
 
 
 def test_several_mistakes_are_told_at_once(small: Path, tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ def test_classes(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert result(capsys, "classify", model, "What a day!", "--pair", "And a night!") != found
 
 
+def test_a_regression_gives_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model", "bert", head="scalar")
+    found = result(capsys, "classify", model, "What a day!")
+    assert found.keys() == {"label", "score"} and found["label"] == "score"
+    assert shown(capsys, "classify", model, "What a day!") == f"score  {found['score']:.4f}\n"
+
+
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tmp_path / "model", "bert")
     assert "classification head" in refusal(capsys, "classify", model, "text")

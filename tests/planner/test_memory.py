@@ -166,7 +166,7 @@ import torch
 from trivium.data.batch import Batch
 from trivium.models.config import ModelConfig
 from trivium.models.build import build_model, set_gradient_checkpointing
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime, keep_freed_memory
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
@@ -186,7 +186,7 @@ optimizer = AdamW(parameters, TrainingSettings(steps=2))
 runtime = Runtime(precision=case["precision"])
 ids = torch.randint(0, config.vocab_size, (case["rows"], case["length"] + 1))
 batch = Batch(ids[:, :-1], ids[:, 1:])
-maker = GradientMaker(model, CausalObjective(), list(parameters.values()), runtime, Peers(runtime), 2 * case["rows"])
+maker = GradientMaker(model, TokenObjective(), list(parameters.values()), runtime, Peers(runtime), 2 * case["rows"])
 for step in range(2):
     maker.make([batch, batch], step)
     optimizer.step(1e-3)

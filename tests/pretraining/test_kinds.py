@@ -167,3 +167,21 @@ def test_pairs_are_translated_at_each_evaluation(tmp_path: Path) -> None:
     assert held_out["bleu_greedy"] == logged[-1]
     assert "bleu_beam" in held_out and held_out["target_loss"] > 0
     assert summary["samples"][0]["prompt"] == "1 2 3 4" and len(summary["samples"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("decoder", {"name": "prefix"}),
+        ("encoder-decoder", {"name": "prefix"}),
+        ("encoder-decoder", {"name": "denoise", "rotate": True}),
+        ("encoder-decoder", {"name": "mixture", "mode_tokens": True}),
+    ],
+)
+def test_every_other_objective_makes_a_whole_run(kind: str, objective: dict[str, Any], tmp_path: Path) -> None:
+    training = {"steps": 2, "evaluate_every_steps": 1}
+    changes = {"model": {"kind": kind, "layers": 1}, "objective": objective, "training": training}
+    summary = pretrain(recipe_of(tmp_path, "run", {**changes, "sample_prompts": ["def heap(x):"]}))
+    assert summary["steps"] == 2 and summary["samples"][0]["prompt"] == "def heap(x):"
+    assert summary["held_out"]["nll" if kind == "decoder" else "target_loss"] > 0
+    assert (tmp_path / "run" / "report.html").is_file()

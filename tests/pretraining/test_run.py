@@ -25,6 +25,7 @@ from trivium.config import build_settings, dump_recipe
 from trivium.data.corpus import standard_library_root
 from trivium.errors import UserError
 from trivium.generation.settings import GenerationSettings
+from trivium.pretraining import material
 from trivium.pretraining import run as module
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
@@ -172,7 +173,7 @@ def test_a_run_that_could_not_begin_leaves_nothing_and_a_finished_one_stands(
     def refuse(*arguments: Any, **options: Any) -> Any:
         raise UserError("the text is gone")
 
-    monkeypatch.setattr(module, "prepare", refuse)
+    monkeypatch.setattr(module, "prepare_material", refuse)
     before = (folder / "one" / "summary.json").read_bytes()
     for run in ("one", "never"):
         with pytest.raises(UserError, match="the text is gone"):
@@ -248,7 +249,7 @@ def test_the_comparison_turns_red_when_the_order_of_the_data_depends_on_the_rest
     shutil.copytree(folder / "calm", broken)
     steps = CheckpointStore(broken / "checkpoints").steps()
     shutil.rmtree(broken / "checkpoints" / f"step-{steps[-1]}")
-    right = module.training_source
+    right = material.training_source
 
     def forgetful(*arguments: Any, **options: Any) -> Any:
         source = right(*arguments, **options)
@@ -256,6 +257,6 @@ def test_the_comparison_turns_red_when_the_order_of_the_data_depends_on_the_rest
         source.micro_batches = lambda step: micro_batches(step - steps[-2])
         return source
 
-    monkeypatch.setattr(module, "training_source", forgetful)
+    monkeypatch.setattr(material, "training_source", forgetful)
     resume(broken)
     assert same_runs(folder / "calm", broken) != []

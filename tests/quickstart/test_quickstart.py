@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from pretraining.small_runs import finished
 from pretraining.test_run import MODULES
+from trivium.checkpoints.bundle import load
 from trivium.checkpoints.store import CheckpointStore
 from trivium.config import load_recipe
 from trivium.data.corpus import standard_library_root
@@ -24,6 +26,7 @@ from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import SILENT
 from trivium.quickstart import pretraining as module
 from trivium.quickstart import state as state_module
+from trivium.quickstart.classifier import labelled_functions
 from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, learn_tokenizer
 from trivium.quickstart.run import quickstart
 from trivium.quickstart.state import Quickstart
@@ -187,6 +190,39 @@ def test_broken_off_it_goes_on_and_ends_the_same(small: Path) -> None:
         assert again[key] == whole[key], key
     models = [path / "pretrain" / "model" / "model.safetensors" for path in (small / "whole", broken)]
     assert models[0].read_bytes() == models[1].read_bytes()
+
+
+@pytest.mark.parametrize("family", ["encoder", "encoder-decoder"])
+def test_other_kinds_end_with_what_they_are_for(small: Path, family: str) -> None:
+    """A mask filled in held-out text and a classifier, or docstrings scored by ROUGE; nothing is done twice."""
+    summary = quickstart(small / "out", minutes=0.2, family=family)
+    table = summary["table"]
+    if family == "encoder":
+        assert 0 <= summary["held_out"]["masked_accuracy"] <= 1 and "perplexity" not in summary["held_out"]
+        found = summary["classifier"]
+        assert len(found["labels"]) >= 2 and 0 <= found["accuracy"] <= 1 and found["num_examples"] >= 20
+        assert load(found["model"]).classify("def f(): pass").label in found["labels"]
+        assert "classifier" in table and "held-out masks" in table and "becomes" in table["for example"]
+    else:
+        found = summary["summaries"]
+        scores = {f"{kind}_{way}" for kind in ("rouge1", "rouge2", "rougeL") for way in ("greedy", "beam")}
+        assert scores <= set(found["held_out"]) and 0 < found["name_baseline"]["rouge1"] < 1
+        assert "docstrings" in table and "its author wrote" in table["for example"]
+    weights = (Path(found["model"]) / "model.safetensors").read_bytes()
+    again = quickstart(small / "out", minutes=0.2, family=family)
+    assert (Path(found["model"]) / "model.safetensors").read_bytes() == weights
+    assert again["next"] == summary["next"]
+    for proposed in map(shlex.split, summary["next"]):
+        assert proposed[0] == "trivium" and proposed[1] in ("fill-mask", "classify", "seq2seq", "pretrain")
+
+
+def test_the_classes_are_packages_on_both_sides_of_the_split() -> None:
+    trained, held_out, labels = labelled_functions()
+    counts = [Counter(text.label for text in side) for side in (trained, held_out)]
+    assert len(labels) >= 3 and all(
+        counts[0][number] >= 40 and counts[1][number] >= 10 for number in range(len(labels))
+    )
+    assert not {text.text for text in trained} & {text.text for text in held_out if len(text.text) > 200}
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:

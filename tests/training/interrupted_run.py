@@ -20,7 +20,7 @@ from torch import nn
 from training.small import TextSource, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime, world_from_environment
 from trivium.training.distributed import process_group
 from trivium.training.evaluate import evaluate_loss
@@ -50,7 +50,7 @@ class Moments:
 
     def loss(self, model: nn.Module, batch: Batch) -> LossReport:
         self.calls += 1
-        report = CausalObjective().loss(model, batch)
+        report = TokenObjective().loss(model, batch)
         if self.calls == CALL:
             self.at("forward")
             report.sum.register_hook(lambda gradient: self.at("backward"))
@@ -83,7 +83,7 @@ def run(folder: Path, moments: Moments, runtime: Runtime) -> None:
             moments.at("evaluation")
             return should_stop()
 
-        report = evaluate_loss(model, CausalObjective(), batches, runtime, should_stop=signalled)
+        report = evaluate_loss(model, TokenObjective(), batches, runtime, should_stop=signalled)
         return {"held_out_loss": report.loss}
 
     train(model, moments, source, CHOSEN, runtime, store=store, evaluate=evaluate, log=folder / "metrics.jsonl")

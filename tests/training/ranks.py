@@ -18,7 +18,7 @@ from torch import Tensor
 
 from training.small import Spoiled, TextSource, gradient_of_step, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime, world_from_environment
 from trivium.training.distributed import Peers, digest_of_tensors, process_group
 from trivium.training.evaluate import evaluate_loss
@@ -41,7 +41,7 @@ def trained(folder: Path, runtime: Runtime, objective: Objective, chosen: Any, *
 
     def evaluate(should_stop: Any) -> dict[str, float]:
         held_out = list(TextSource(8, 4, rank=runtime.rank, world_size=runtime.world_size).micro_batches(1000))
-        report = evaluate_loss(model, CausalObjective(accuracy=True), held_out, runtime)
+        report = evaluate_loss(model, TokenObjective(accuracy=True), held_out, runtime)
         return {"held_out_loss": report.loss, "correct": report.scalars["correct"], "targets": report.targets}
 
     log = folder / "metrics.jsonl"
@@ -62,7 +62,7 @@ def gradients(folder: Path, runtime: Runtime) -> None:
 
 def poisoned_ranks(folder: Path, runtime: Runtime) -> list[str]:
     """Row R10: one rank's loss or gradient spoiled at step 5; the cases that left a trace."""
-    expected = trained(folder / "absent", runtime, CausalObjective(), SKIP, absent_steps=(5,))
+    expected = trained(folder / "absent", runtime, TokenObjective(), SKIP, absent_steps=(5,))
     traces = []
     for rank in (0, 1):
         for place in ("loss", "gradient"):
@@ -79,8 +79,8 @@ def refusals(runtime: Runtime) -> list[str]:
     """What is said when ranks do not agree at the start."""
     said = []
     for make in (
-        lambda: train(small_model(seed=runtime.rank), CausalObjective(), TextSource(), settings(), runtime),
-        lambda: train(small_model(), CausalObjective(accuracy=runtime.is_main), TextSource(), settings(), runtime),
+        lambda: train(small_model(seed=runtime.rank), TokenObjective(), TextSource(), settings(), runtime),
+        lambda: train(small_model(), TokenObjective(accuracy=runtime.is_main), TextSource(), settings(), runtime),
     ):
         try:
             make()
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
     with process_group(runtime):
         peers = Peers(runtime)
         gradients(folder, runtime)
-        trained(folder / "thirty", runtime, CausalObjective(accuracy=True), THIRTY_STEPS)
+        trained(folder / "thirty", runtime, TokenObjective(accuracy=True), THIRTY_STEPS)
         traces = poisoned_ranks(folder, runtime)
         stored = CheckpointStore(folder / "thirty" / "checkpoints").steps()
         results = {

@@ -19,7 +19,7 @@ from trivium.data.batch import IGNORED, Batch
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
@@ -91,7 +91,7 @@ class Spoiled:
     """`loss` or `gradient`."""
     calls: tuple[int, ...]
     """Which calls of `loss` are spoiled, counted from 0."""
-    honest: CausalObjective = field(default_factory=CausalObjective)
+    honest: TokenObjective = field(default_factory=TokenObjective)
     made: int = -1
     hook: Any = None
 
@@ -124,7 +124,7 @@ def gradient_of_step(
     """The gradient of one step, flat, in fp64; the model is left without one."""
     parameters = list(trainable_parameters(model).values())
     maker = GradientMaker(
-        model, objective or CausalObjective(), parameters, runtime, Peers(runtime), source.rows_per_step
+        model, objective or TokenObjective(), parameters, runtime, Peers(runtime), source.rows_per_step
     )
     maker.make(source.micro_batches(step), step)
     flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]).double()

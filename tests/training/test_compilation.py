@@ -10,7 +10,7 @@ from torch import nn
 
 from training.small import TextSource, gradient_of_step, relative_difference, settings, small_model
 from trivium.errors import UserError
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training import loop
 from trivium.training.compilation import compile_blocks
@@ -36,7 +36,7 @@ def test_the_setting_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(loop, "compile_blocks", lambda model, device: compiled.append(model))
     model = small_model()
-    train(model, CausalObjective(), TextSource(), settings(steps=2, compile=True), Runtime())
+    train(model, TokenObjective(), TextSource(), settings(steps=2, compile=True), Runtime())
     assert compiled == [model]
 
 
@@ -54,7 +54,7 @@ def test_refusals_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inductor_trains_as_eager_does() -> None:
     torch._dynamo.reset()
     losses = [
-        train(small_model(), CausalObjective(), TextSource(), settings(steps=4, compile=compiled), Runtime()).final_loss
+        train(small_model(), TokenObjective(), TextSource(), settings(steps=4, compile=compiled), Runtime()).final_loss
         for compiled in (False, True)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -20,7 +20,7 @@ from training.small import (
     wait_for,
 )
 from trivium.errors import UserError
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import BUCKET_BYTES, Peers, _buckets, process_group
 from trivium.training.log import read_log, repeatable
@@ -57,7 +57,7 @@ def test_gradient_of_two_ranks_equals_one_big_batch(folder: Path, dtype: torch.d
 
 
 def test_thirty_steps_of_two_ranks_equal_one(results: dict[str, Any], tmp_path: Path) -> None:
-    trained(tmp_path, Runtime(seed=5), CausalObjective(accuracy=True), THIRTY_STEPS)
+    trained(tmp_path, Runtime(seed=5), TokenObjective(accuracy=True), THIRTY_STEPS)
     alone = [repeatable(record) for record in read_log(tmp_path / "metrics.jsonl")]
     assert len(alone) == len(results["log"]) == 33
     for one, two in zip(alone, results["log"], strict=True):
@@ -66,7 +66,7 @@ def test_thirty_steps_of_two_ranks_equal_one(results: dict[str, Any], tmp_path: 
             tolerance = 1e-4 if key == "grad_norm" else 1e-6 if "loss" in key else 0.0
             assert two[key] == pytest.approx(one[key], rel=tolerance, abs=0.0), key
     # Control: another seed's dropout is seen at once.
-    trained(tmp_path / "other", Runtime(seed=6), CausalObjective(accuracy=True), THIRTY_STEPS)
+    trained(tmp_path / "other", Runtime(seed=6), TokenObjective(accuracy=True), THIRTY_STEPS)
     other = read_log(tmp_path / "other" / "metrics.jsonl")
     assert other[0]["loss"] != pytest.approx(alone[0]["loss"], rel=1e-6)
     assert results["stored"] == [15, 30]

@@ -10,7 +10,7 @@ from torch import nn
 
 from training.small import TextSource, small_model
 from trivium.data.batch import Batch
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.evaluate import EvaluationInterrupted, evaluate_loss
 from trivium.training.objective import LossReport
@@ -23,7 +23,7 @@ def test_equals_one_big_batch_whatever_the_batches() -> None:
     reports = [
         evaluate_loss(
             model,
-            CausalObjective(accuracy=True),
+            TokenObjective(accuracy=True),
             TextSource(8, rows, masked_rows=MASKED).micro_batches(0),
             Runtime(),
         )
@@ -43,9 +43,9 @@ def test_leaves_model_and_generators_as_found() -> None:
     modes = [module.training for module in model.modules()]
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first = evaluate_loss(model, CausalObjective(), TextSource().micro_batches(0), Runtime())
+    first = evaluate_loss(model, TokenObjective(), TextSource().micro_batches(0), Runtime())
     torch.rand(5)
-    second = evaluate_loss(model, CausalObjective(), TextSource().micro_batches(0), Runtime())
+    second = evaluate_loss(model, TokenObjective(), TextSource().micro_batches(0), Runtime())
     assert first == second, "no dropout in an evaluation"
     torch.manual_seed(7)
     assert torch.equal(torch.get_rng_state(), before)
@@ -67,11 +67,11 @@ def test_breaks_off_between_batches_and_restores() -> None:
     answers = iter([False, True])
     with pytest.raises(EvaluationInterrupted):
         evaluate_loss(
-            model, CausalObjective(), TextSource().micro_batches(0), Runtime(), should_stop=lambda: next(answers)
+            model, TokenObjective(), TextSource().micro_batches(0), Runtime(), should_stop=lambda: next(answers)
         )
     assert model.training
 
 
 def test_nothing_to_evaluate_is_nan() -> None:
-    report = evaluate_loss(small_model(), CausalObjective(), [], Runtime())
+    report = evaluate_loss(small_model(), TokenObjective(), [], Runtime())
     assert math.isnan(report.loss) and report.targets == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.small import TextSource, fails, gradient_of_step, relative_difference, small_model
 from trivium.data.batch import Batch
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker, micro_batch_seed
@@ -26,7 +26,7 @@ class MeanOfMeans:
     """The broken control: each micro-batch's mean counts the same, as most trainers do."""
 
     def loss(self, model: nn.Module, batch: Batch) -> LossReport:
-        report = CausalObjective().loss(model, batch)
+        report = TokenObjective().loss(model, batch)
         return LossReport(report.sum / max(report.count, 1), 1)
 
 
@@ -59,7 +59,7 @@ def make(source: TextSource, step: int = 0, seed: int = 0, dropout: float = 0.0,
     model = small_model(dropout=dropout).train()
     parameters = list(trainable_parameters(model).values())
     runtime = Runtime(seed=seed, rank=source.rank)
-    objective = CausalObjective(accuracy=True)
+    objective = TokenObjective(accuracy=True)
     maker = GradientMaker(model, objective, parameters, runtime, Peers(runtime), source.rows_per_step)
     report = maker.make(source.micro_batches(step), step, scale)
     return report, [p.grad for p in parameters]
@@ -109,7 +109,7 @@ def test_rows_draw_alike_on_any_rank() -> None:
     class Notes:
         def loss(self, model: nn.Module, batch: Batch) -> LossReport:
             seeds.append(torch.initial_seed())
-            return CausalObjective().loss(model, batch)
+            return TokenObjective().loss(model, batch)
 
     gradient_of_step(small_model(), TextSource(8, 2), Runtime(), Notes())
     alone = list(seeds)

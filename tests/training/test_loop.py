@@ -17,7 +17,7 @@ from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
 from trivium.errors import UserError
 from trivium.models.decoder import Decoder
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.log import read_log, repeatable
@@ -57,7 +57,7 @@ def held_out(model: nn.Module) -> Callable[[Callable[[], bool]], Mapping[str, fl
     def evaluate(should_stop: Callable[[], bool]) -> Mapping[str, float]:
         batches = source.micro_batches(1000)
         return {
-            "held_out_loss": evaluate_loss(model, CausalObjective(), batches, Runtime(), should_stop=should_stop).loss
+            "held_out_loss": evaluate_loss(model, TokenObjective(), batches, Runtime(), should_stop=should_stop).loss
         }
 
     return evaluate
@@ -67,7 +67,7 @@ def run(directory: Path, source: Any, chosen: TrainingSettings = FULL) -> tuple[
     model = small_model(dropout=0.1)
     result = train(
         model,
-        CausalObjective(accuracy=True),
+        TokenObjective(accuracy=True),
         source,
         chosen,
         Runtime(seed=5),
@@ -148,7 +148,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
     run(tmp_path, TextSource())
     store = CheckpointStore(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="the checkpoint lacks stack"):
-        train(small_model(layers=3), CausalObjective(), TextSource(), FULL, Runtime(), store=store)
+        train(small_model(layers=3), TokenObjective(), TextSource(), FULL, Runtime(), store=store)
 
 
 def test_saves_evaluates_and_logs_when_due(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_clipping_bounds_the_update() -> None:
         model = small_model(dtype=torch.float64)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         chosen = settings(steps=1, clip_norm=clip, beta1=0, beta2=0, epsilon=1e6, weight_decay=0, warmup_steps=0)
-        train(model, CausalObjective(), TextSource(), chosen, Runtime())
+        train(model, TokenObjective(), TextSource(), chosen, Runtime())
         squares = sum(float(((p.detach() - before[name]) ** 2).sum()) for name, p in model.named_parameters())
         return squares**0.5 * 1e6 / 0.01
 
@@ -184,7 +184,7 @@ def test_sixteen_bits_learn_as_fp32_does(precision: str, tmp_path: Path) -> None
     losses = {}
     for chosen in ("fp32", precision):
         model = small_model()
-        result = train(model, CausalObjective(), TextSource(), settings(precision=chosen), Runtime())
+        result = train(model, TokenObjective(), TextSource(), settings(precision=chosen), Runtime())
         losses[chosen] = result.final_loss
         assert all(p.dtype == torch.float32 for p in model.parameters())
         assert result.skipped_steps == 0
@@ -197,7 +197,7 @@ def test_fp16_overflow_halves_the_scale_and_goes_on(tmp_path: Path) -> None:
         """A loss whose first gradients do not fit into fp16 until the scale has been halved three times."""
 
         def loss(self, model: nn.Module, batch: Batch) -> LossReport:
-            report = CausalObjective().loss(model, batch)
+            report = TokenObjective().loss(model, batch)
             grown = report.sum * 1.0
             grown.register_hook(lambda grad: grad if grad <= 2 else grad * float("inf"))
             return LossReport(grown, report.count)
@@ -211,7 +211,7 @@ def test_fp16_overflow_halves_the_scale_and_goes_on(tmp_path: Path) -> None:
 def test_gradient_checkpointing_changes_no_bit() -> None:
     def weights(**changes: Any) -> dict[str, Tensor]:
         model = small_model(dropout=0.1)
-        train(model, CausalObjective(), TextSource(), settings(steps=3, **changes), Runtime())
+        train(model, TokenObjective(), TextSource(), settings(steps=3, **changes), Runtime())
         assert model.gradient_checkpointing == changes.get("gradient_checkpointing", False)
         return dict(model.state_dict())
 
@@ -224,7 +224,7 @@ def test_the_worst_case_runs_first_and_leaves_no_trace() -> None:
     class Notes:
         def loss(self, model: nn.Module, batch: Batch) -> LossReport:
             seen.append(tuple(batch.ids.shape))
-            return CausalObjective().loss(model, batch)
+            return TokenObjective().loss(model, batch)
 
     def weights(worst: Batch | None) -> dict[str, Tensor]:
         model = small_model(dropout=0.1)
@@ -252,14 +252,14 @@ def test_parameters_that_no_gradient_reaches_are_named() -> None:
     model = small_model()
     model.stack.forgotten = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"does not depend on stack\.forgotten\.weight, stack\.forgotten\.bias"):
-        train(model, CausalObjective(), TextSource(), settings(), Runtime())
+        train(model, TokenObjective(), TextSource(), settings(), Runtime())
 
 
 def test_frozen_weights_stay_and_are_not_stored(tmp_path: Path) -> None:
     model = small_model()
     model.embedding.requires_grad_(False)
     before = model.embedding.weight.clone()
-    train(model, CausalObjective(), TextSource(), settings(), Runtime(), store=CheckpointStore(tmp_path))
+    train(model, TokenObjective(), TextSource(), settings(), Runtime(), store=CheckpointStore(tmp_path))
     assert torch.equal(model.embedding.weight, before)
     stored = CheckpointStore(tmp_path).load_latest().tensors["model"]
     assert stored.keys() == {name for name, _ in model.named_parameters() if name != "embedding.weight"}
@@ -285,7 +285,7 @@ def test_listeners_progress_and_mfu() -> None:
     began = time.perf_counter()
     train(
         small_model(),
-        CausalObjective(),
+        TokenObjective(),
         TextSource(),
         settings(steps=3),
         Runtime(),
@@ -305,6 +305,6 @@ def test_listeners_progress_and_mfu() -> None:
 def test_precision_of_the_settings_is_what_counts() -> None:
     runtime = replace(Runtime(), precision="bf16")
     model, other = small_model(), small_model()
-    train(model, CausalObjective(), TextSource(), settings(steps=2), runtime)
-    train(other, CausalObjective(), TextSource(), settings(steps=2), Runtime())
+    train(model, TokenObjective(), TextSource(), settings(steps=2), runtime)
+    train(other, TokenObjective(), TextSource(), settings(steps=2), Runtime())
     assert same_bits(dict(model.state_dict()), dict(other.state_dict()))

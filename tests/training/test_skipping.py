@@ -13,7 +13,7 @@ from torch import Tensor
 from training.small import Spoiled, TextSource, fails, same_bits, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training import loop
 from trivium.training.log import read_log
@@ -44,7 +44,7 @@ def outcome(
 def assert_as_if_absent(tmp_path: Path, value: float, place: str, rows: int, calls: tuple[int, ...]) -> None:
     steps = tuple(call * rows // 8 for call in calls)
     absent = TextSource(8, rows, absent_steps=steps)
-    _, expected = outcome(tmp_path / "absent", CausalObjective(), absent)
+    _, expected = outcome(tmp_path / "absent", TokenObjective(), absent)
     result, got = outcome(tmp_path / "spoiled", Spoiled(value, place, calls), TextSource(8, rows))
     assert result.skipped_steps == len(steps)
     events = [record["step"] for record in read_log(tmp_path / "spoiled" / "m.jsonl") if "event" in record]
@@ -86,7 +86,7 @@ def test_control_multiplying_the_update_by_zero_is_caught(tmp_path: Path, monkey
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("value", VALUES)
 def test_stop_ends_the_run_before_the_update(tmp_path: Path, value: float, place: str) -> None:
-    _, expected = outcome(tmp_path / "short", CausalObjective(), TextSource(8, 8), steps=5, schedule="constant")
+    _, expected = outcome(tmp_path / "short", TokenObjective(), TextSource(8, 8), steps=5, schedule="constant")
     changes = {"schedule": "constant", "on_non_finite": "stop", "save_every_steps": 1}
     with pytest.raises(NonFiniteError, match=r"step 6 left out: the (loss|gradient norm) is .*nothing was updated"):
         outcome(tmp_path / "spoiled", Spoiled(value, place, (5,)), TextSource(8, 8), **changes)
@@ -111,7 +111,7 @@ def test_too_many_skips_in_a_row_end_the_run(tmp_path: Path) -> None:
 def test_data_without_targets_ends_the_run(tmp_path: Path) -> None:
     source = TextSource(4, 4, masked_rows=(0, 1, 2, 3))
     with pytest.raises(NonFiniteError, match="there is nothing to learn in it"):
-        outcome(tmp_path, CausalObjective(), source)
+        outcome(tmp_path, TokenObjective(), source)
 
 
 def test_the_limit_of_a_spike_is_a_setting(tmp_path: Path) -> None:

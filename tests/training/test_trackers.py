@@ -10,7 +10,7 @@ import pytest
 
 from training.small import TextSource, settings, small_model
 from trivium.errors import UserError
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.loop import train
 from trivium.training.trackers import open_trackers
@@ -28,7 +28,7 @@ def tracked_run(directory: Path, *names: str) -> list[dict[str, Any]]:
     chosen = settings(steps=3, trackers=names, tracker_project="ours")
     trackers = open_trackers(chosen, directory, {"seed": 1})
     records: list[Any] = []
-    train(small_model(), CausalObjective(), TextSource(), chosen, Runtime(), listeners=[*trackers, records.append])
+    train(small_model(), TokenObjective(), TextSource(), chosen, Runtime(), listeners=[*trackers, records.append])
     for tracker in trackers:
         tracker.close()
     return records

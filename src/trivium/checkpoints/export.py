@@ -66,7 +66,6 @@ def export(
     """
     out = Path(out)
     stored = stored_dtype(to, out, dtype)
-    progress.note(f"writing {out}")
     if to == "gguf":
         save_gguf(
             out, bundle.model, bundle.config, bundle.tokenizer, dtype=stored, eos_ids=bundle.eos_ids, progress=progress
@@ -74,6 +73,7 @@ def export(
         readme = out.with_name(f"{out.stem}.{README}")
         write_atomically(readme, _gguf_card(out, bundle.config, stored))
     else:
+        progress.note(f"writing {out}")
         save_model_directory(
             out,
             bundle.model,

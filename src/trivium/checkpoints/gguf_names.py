@@ -207,18 +207,18 @@ def read_config(
             values[theirs] = shortest(value)
         elif theirs not in OPTIONAL:
             raise UserError(f"{origin}: the metadata has no {architecture.name}.{key}")
-    layers = values[architecture.keys["block_count"]]
-    if type(layers) is not int or not 0 < layers <= len(shapes):
-        raise UserError(f"{origin}: {architecture.name}.block_count is {shown(layers)}, with {len(shapes)} tensors")
+    for key in ("block_count", "embedding_length", "attention.head_count"):
+        if type(value := values[architecture.keys[key]]) is not int or value < 1:
+            raise UserError(f"{origin}: {architecture.name}.{key} is {shown(value)}: it must be a whole number above 0")
+    if (layers := values[architecture.keys["block_count"]]) > len(shapes):
+        raise UserError(f"{origin}: {architecture.name}.block_count is {layers}, with {len(shapes)} tensors")
     values |= {**architecture.implied, **_told_by_tensors(architecture, shapes, origin)}
     family = FAMILIES[architecture.model_type]
     if architecture.has_rope:
-        heads, width = values["num_attention_heads"], values["hidden_size"]
-        if type(heads) is int and heads > 0 and type(width) is int:
-            values.setdefault("head_dim", width // heads)
+        values.setdefault("head_dim", values["hidden_size"] // values["num_attention_heads"])
         values |= read_rope(architecture.name, fields, values, factors, origin)
     if architecture.name in EVERY_NTH_LAYER_SEES_ALL:
-        values |= _gemma(architecture.name, values)
+        values |= _gemma(architecture.name, fields, values, origin)
     values["architectures"] = [family.heads[architecture.head].architecture]
     config = family.read_config(values, origin)
     return config.changed(**WITHOUT_POOLER) if architecture.head == "none" else config
@@ -243,9 +243,9 @@ def write_fields(architecture: Architecture, config: ModelConfig) -> dict[str, A
 
 def obstacles(architecture: Architecture, config: ModelConfig) -> list[str]:
     """What would have to change for a config to be written as this architecture; empty: nothing."""
-    family = FAMILIES.get(architecture.model_type)
-    if family is None or config.kind != family.kind:
-        return [f"kind must be {'another' if family is None else family.kind} (is {config.kind})"]
+    family = FAMILIES[architecture.model_type]
+    if config.kind != family.kind:
+        return [f"kind must be {family.kind} (is {config.kind})"]
     if config.head != architecture.head:
         return [f"head must be {architecture.head} (is {config.head})"]
     if architecture.head == "none":
@@ -300,9 +300,14 @@ def _told_by_tensors(architecture: Architecture, shapes: Mapping[str, Shape], or
     return values
 
 
-def _gemma(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma(name: str, fields: Mapping[str, Any], values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """Which layers of a Gemma see everything, and what its scores are scaled by."""
     layers, every = values["num_hidden_layers"], EVERY_NTH_LAYER_SEES_ALL[name]
+    stated = fields.get(f"{name}.attention.sliding_window_pattern", every)
+    if stated not in (every, [(layer + 1) % every != 0 for layer in range(layers)]):
+        raise UserError(
+            f"{origin}: {name}.attention.sliding_window_pattern is {shown(stated)}: only {every} is supported"
+        )
     types = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
     width = values["head_dim"]
     if layers == LAYERS_OF_27B[name]:

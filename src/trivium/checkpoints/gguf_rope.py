@@ -113,7 +113,10 @@ def rope_factors(width: int, theta: float, scaling: RopeScaling | None) -> list[
 
 def shortest(value: Any) -> Any:
     """A float as the shortest decimal that is the same float32; anything else as it is."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _llama3(factors: Sequence[float], theta: float, original: Any, origin: str) -> dict[str, Any]:

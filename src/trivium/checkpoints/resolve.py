@@ -64,7 +64,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return _in_directory(path)
     if path.exists():
-        if path.suffix.lower() == GGUF:
+        if path.suffix == GGUF:
             return path
         raise UserError(
             f"{path} is a file; a model is a directory with config.json, model.safetensors, tokenizer.json, or a "
@@ -110,9 +110,7 @@ def _nearby(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f": the folder {folder} does not exist"
-    near = nearest(
-        path.name, (other.name for other in folder.iterdir() if other.is_dir() or other.suffix.lower() == GGUF)
-    )
+    near = nearest(path.name, (other.name for other in folder.iterdir() if other.is_dir() or other.suffix == GGUF))
     names = f"a built-in name ({', '.join(BUILT_IN)})"
     return f"; did you mean {folder / near}?" if near else f": give a model directory, a GGUF file, {names} or a hub id"
 
@@ -154,7 +152,7 @@ def _gguf_names(repository: str, snapshot: Path) -> list[str]:
         names = HfApi().list_repo_files(repository)
     except (OSError, ValueError):
         names = [str(file.relative_to(snapshot)) for file in snapshot.rglob(f"*{GGUF}")]
-    return sorted(name for name in names if name.lower().endswith(GGUF))
+    return sorted(name for name in names if name.endswith(GGUF))
 
 
 def _asked(repository: str, ask: Callable[[], T]) -> T:

@@ -92,14 +92,14 @@ def compare(
     source: Bundle, written: Bundle, prompts: Sequence[str] = PROMPTS, *, progress: Progress = SILENT
 ) -> Verification:
     """Try both models on `prompts`."""
-    progress.start("comparing what was written with the source", len(prompts), "prompts")
     rows = [_ids(source, text) for text in prompts]
     found = Verification(len(prompts), sum(row == _ids(written, text) for row, text in zip(rows, prompts, strict=True)))
     targets: list[list[int]] = [[] for _ in prompts]
     if _writes(source):
-        texts, targets = _generated(source, rows)
-        others, _ = _generated(written, rows)
+        texts, targets = _generated(source, rows, progress)
+        others, _ = _generated(written, rows, progress)
         found = replace(found, same_texts=sum(one == two for one, two in zip(texts, others, strict=True)))
+    progress.start("comparing what was written with the source", len(prompts), "prompts")
     divergences: list[Tensor] = []
     agreements: list[Tensor] = []
     fills = 0
@@ -181,7 +181,7 @@ def _outputs(bundle: Bundle, row: Row, target: list[int]) -> Tensor:
     return output.double().cpu().reshape(-1, output.shape[-1] if output.dim() > 1 else 1)  # type: ignore[no-any-return]
 
 
-def _generated(bundle: Bundle, rows: Sequence[Row]) -> tuple[list[str], list[list[int]]]:
+def _generated(bundle: Bundle, rows: Sequence[Row], progress: Progress) -> tuple[list[str], list[list[int]]]:
     """What a model goes on with, greedily: texts, and their ids."""
     assert not isinstance(bundle.model, Encoder)  # by its kind
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS)

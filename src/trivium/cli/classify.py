@@ -34,7 +34,10 @@ def classify(
       trivium classify MODEL "A man sleeps." --pair "Someone is awake." --json
     """
     with Output(as_json, quiet) as output:
-        result = open_bundle(model, device, output).classify(text, pair)
+        bundle = open_bundle(model, device, output)
+        from trivium.generation.classify import classify as judged
+
+        (result,) = judged(bundle.model, bundle.tokenizer, [text], None if pair is None else [pair])
         likeliest_first = sorted(result.probabilities.items(), key=lambda item: -item[1])
         if len(likeliest_first) == 1:
             ((label, score),) = likeliest_first

@@ -81,7 +81,7 @@ def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
     if tokenizer.mask_token is None:
         raise UserError("the tokenizer has no mask token, so there is nothing that a blank could be")
     own = tokenizer.mask_token
-    ids = encode_with_blanks(tokenizer, text if own in text else text.replace(BLANK, own))
+    ids = encode_with_blanks(tokenizer, text.replace(BLANK, own))
     if tokenizer.mask_id not in ids:
         raise UserError(f"the text has no {BLANK} to fill in: write it where a word is missing")
     return ids

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from trivium.config import build_settings
-from trivium.data.prepare import prepare, training_texts
+from trivium.data.prepare import training_texts
 from trivium.machine import peak_product_flops
 from trivium.models.config import Kind
 from trivium.pretraining.recipe import PretrainRecipe
@@ -46,14 +46,10 @@ def learn_tokenizer(state: Quickstart) -> None:
         texts = training_texts(state.data)
         Tokenizer.train(texts=texts, vocab_size=VOCABULARY, kind=state.kind, progress=state.progress).save(folder)
     tokenizer = Tokenizer.load(folder)
-    texts = training_texts(state.data)
     num_documents = num_bytes = 0
-    for text in texts:
+    for text in training_texts(state.data):
         num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
-    if state.kind == "decoder":
-        state.tokens = prepare(state.data, tokenizer, progress=state.progress).train[0][0].num_tokens
-    else:
-        state.tokens = sum(map(len, tokenizer.encode_batch(list(training_texts(state.data)))))
+        state.tokens += len(tokenizer.encode(text))
     state.table["text"] = f"{num_documents} modules of the standard library, {short_number(num_bytes)}B"
     state.table["tokenizer"] = (
         f"{tokenizer.vocab_size} entries, {num_bytes / state.tokens:.2f} bytes a token, "
@@ -152,9 +148,19 @@ def _held_out_rows(state: Quickstart) -> dict[str, str]:
     if state.kind == "encoder-decoder":
         accuracy = 100 * held_out["target_accuracy"]
         return {"held-out spans": f"{held_out['target_loss']:.3f} nats a token, {accuracy:.1f} % of tokens right"}
-    filled, right = state.summary["samples"][0], 100 * held_out["masked_accuracy"]
+    right = 100 * held_out["masked_accuracy"]
     return {
         "held-out masks": f"{right:.1f} % filled rightly ({held_out['masked_loss']:.3f} nats)",
         "  commonest token": f"{100 * baselines['commonest_token_accuracy']:.1f} % would be right",
-        "for example": f"{filled['prompt'].strip()!r} becomes {filled['text'].strip()!r}",
+        "for example": filled_line(state.summary["samples"]),
     }
+
+
+def filled_line(samples: list[dict[str, Any]]) -> str:
+    """A line of held-out text with something hidden, what the model put there, and what stood there."""
+    for sample in samples:
+        sides = [sample.get(key, "").splitlines() for key in ("prompt", "text", "truth")]
+        for hidden, filled, truth in zip(*sides, strict=False):
+            if "[MASK]" in hidden and len(hidden.strip()) > len("[MASK]"):
+                return f"{hidden.strip()!r} becomes {filled.strip()!r}; its author wrote {truth.strip()!r}"
+    return "no line of the samples has a mask"

@@ -44,14 +44,14 @@ def shape_for(
 
     def model(shape: tuple[int, int]) -> ModelConfig:
         width, layers = shape
-        return ModelConfig(
-            vocab_size=vocab_size,
-            width=width,
-            layers=-(-layers // 2) if kind == "encoder-decoder" else layers,
-            heads=width // 64,
-            max_positions=sequence_length,
-            **{"kind": kind, **family.shape},
-        )
+        sizes = {
+            "vocab_size": vocab_size,
+            "width": width,
+            "layers": -(-layers // 2) if kind == "encoder-decoder" else layers,
+            "heads": width // 64,
+            "max_positions": sequence_length,
+        }
+        return ModelConfig(**{**family.shape, "kind": kind, **sizes})
 
     def excess(config: ModelConfig) -> float:
         tokens = min(flops / training_flops_per_token(config, sequence_length), most_tokens)

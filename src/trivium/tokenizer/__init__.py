@@ -1,1 +1,1 @@
-"""Text to ids and back: byte-level BPE, and conversations to ids with the mask of what is learned."""
+"""Text to ids and back: byte-level BPE learned here, all published kinds loaded; conversations to ids and masks."""

@@ -11,7 +11,8 @@ special tokens after them, the first of these that stand together; without such 
 this fails (one that rewrites earlier answers, say) is refused with the message that shows it.
 
 **Ids.** The text is cut where answers begin and end and each piece is encoded alone, in training and in serving alike:
-the ids of a prompt are the first ids of the training row it became (tested).
+the ids of a prompt are the first ids of the training row it became (tested). A tokenizer that puts a space before a
+text does so where the whole text would have it, not before each piece.
 
 **Special tokens** are those the template writes. A special token's text inside what people wrote stays text: before
 rendering, each occurrence (in contents also a part of one at an edge, which the template's own words might complete)

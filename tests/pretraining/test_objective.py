@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.small import VOCABULARY, TextSource, small_model
 from trivium.data.batch import IGNORED, Batch
-from trivium.pretraining.causal import CausalObjective
+from trivium.pretraining.objective import TokenObjective
 
 ROWS = 4
 
@@ -25,7 +25,7 @@ def test_equals_cross_entropy_of_the_logits(tied: bool) -> None:
     given = batch()
     logits = model(given.ids).flatten(0, 1)
     expected = nn.functional.cross_entropy(logits, given.targets.flatten(), reduction="sum")
-    report = CausalObjective(chunk_tokens=5, accuracy=True).loss(model, given)
+    report = TokenObjective(chunk_tokens=5, accuracy=True).loss(model, given)
     assert report.sum.item() == pytest.approx(expected.item(), rel=1e-12)
     assert report.count == given.num_targets
     learned = given.targets.flatten() != IGNORED
@@ -38,7 +38,7 @@ def test_equals_cross_entropy_of_the_logits(tied: bool) -> None:
 def test_a_model_that_knows_nothing_pays_the_logarithm_of_the_vocabulary() -> None:
     model = small_model()
     nn.init.zeros_(model.embedding.weight)
-    report = CausalObjective().loss(model, batch())
+    report = TokenObjective().loss(model, batch())
     assert report.sum.item() / report.count == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
@@ -47,21 +47,21 @@ def test_segments_and_positions_reach_the_model() -> None:
     model = small_model(dtype=torch.float64)
     ids = batch().ids
     targets = ids.roll(-1, dims=1)
-    apart = CausalObjective().loss(model, Batch(ids, targets)).sum
+    apart = TokenObjective().loss(model, Batch(ids, targets)).sum
     width = ids.shape[1]
     segments = torch.arange(1, ROWS + 1).repeat_interleave(width).reshape(1, -1)
     positions = torch.arange(width).repeat(ROWS).reshape(1, -1)
     packed = Batch(ids.reshape(1, -1), targets.reshape(1, -1), positions, segments)
-    assert CausalObjective().loss(model, packed).sum.item() == pytest.approx(apart.item(), rel=1e-12)
+    assert TokenObjective().loss(model, packed).sum.item() == pytest.approx(apart.item(), rel=1e-12)
     # Control: without segments the documents see each other.
     leaking = Batch(packed.ids, packed.targets, positions)
-    assert CausalObjective().loss(model, leaking).sum.item() != pytest.approx(apart.item(), rel=1e-6)
+    assert TokenObjective().loss(model, leaking).sum.item() != pytest.approx(apart.item(), rel=1e-6)
 
 
 def test_ignored_targets_cost_nothing() -> None:
     given = batch()
     nothing = Batch(given.ids, torch.full_like(given.targets, IGNORED))
-    report = CausalObjective().loss(small_model(), nothing)
+    report = TokenObjective().loss(small_model(), nothing)
     assert (report.count, float(report.sum.detach())) == (0, 0.0)
 
 
@@ -71,7 +71,7 @@ def test_what_a_target_is_does_not_reach_other_positions() -> None:
     given = batch()
 
     def loss(targets: Tensor) -> float:
-        return CausalObjective().loss(model, Batch(given.ids, targets)).sum.item()
+        return TokenObjective().loss(model, Batch(given.ids, targets)).sum.item()
 
     place = (given.targets != IGNORED).nonzero()[0]
     changed = given.targets.clone()
