@@ -129,7 +129,7 @@ class ModelConfig(Settings):
     labels: tuple[str, ...] = ()
     """Names of the classes of a `classification` or `token_classification` head; a single one is a regression."""
     logit_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """What hidden states are multiplied by before an `lm` head; 0: 1 / sqrt(D), as in T5, whose embeddings are large."""
+    """What hidden states are multiplied by before an `lm` head; 0: 1 / sqrt(D), as in T5 with its large embeddings."""
     logit_softcap: float = Field(default=0.0, ge=0)
     """Logits z become c tanh(z / c) with this c (Gemma 2); 0: as they are."""
     decoder_start_id: int = Field(default=0, ge=0, le=LARGEST)

@@ -114,7 +114,7 @@ def rotate(x_BTHN: Tensor, rotation: Rotation) -> Tensor:
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Fixed sines and cosines, (..., D) fp32, for `positions` (...) int64; computed in fp64, as published tables are."""
+    """Fixed sines and cosines, (..., D) fp32, for `positions` (...) int64; made in fp64, as published tables are."""
     exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
     angles = positions[..., None].double() / 10_000.0**exponents
     return torch.cat((angles.sin(), angles.cos()), -1).float()
