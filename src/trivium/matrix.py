@@ -11,13 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trivium.errors import UserError
+
 FILE = Path(__file__).parent / "matrix.json"
 MARKS = {"yes": "yes", "refused": "no", "not run": "-"}
 
 
 def read_matrix() -> dict[str, Any]:
-    """{"made": commit, date, versions, "tables": [{"title", "columns", "rows": {row: {column: cell}}}]}."""
-    matrix: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    """{"made": commit, date, versions, "tables": [{"title", "columns", "rows": {row: {column: cell}}}]}.
+
+    Raises UserError in a copy without it: one from the repository in which `make matrix` has not been run.
+    """
+    try:
+        matrix: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("this copy has no support matrix: run `make matrix`") from None
     return matrix
 
 

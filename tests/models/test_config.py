@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,49 @@ def test_survives_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     path.write_text(dump_recipe(config))
     assert load_recipe(ModelConfig, path) == config
+
+
+DECODER = {"vocab_size": 50, "width": 32, "layers": 2, "heads": 2}
+TWO_STACKS = {**DECODER, "kind": "encoder-decoder"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**DECODER, "decoder_layers": 3}, "decoder_layers is for kind=encoder-decoder"),
+        ({**TWO_STACKS, "sliding_window": 3}, "sliding_window is not for an encoder-decoder"),
+        ({**TWO_STACKS, "segment_types": 2}, "segment_types is not for an encoder-decoder"),
+        ({**TWO_STACKS, "decoder_start_id": 50}, "is beyond vocab_size=50"),
+        ({**TWO_STACKS, "residual": "parallel"}, "residual=parallel needs"),
+        ({**DECODER, "residual": "parallel", "norm_placement": "post"}, "residual=parallel needs"),
+        ({**DECODER, "norm_first_attention": False, "norm_placement": "post"}, "norm_first_attention=false needs"),
+        ({**DECODER, "head": "classification"}, "needs labels"),
+        ({**DECODER, "labels": ["a"]}, "labels need head=classification"),
+        ({**DECODER, "head": "none", "head_bias": True}, "head_bias needs a head"),
+        ({**DECODER, "head": "span", "logit_softcap": 2.0}, "logit_scale and logit_softcap need head=lm"),
+        ({**DECODER, "positions": "learned", "local_rope_theta": 100.0}, "need positions=rotary"),
+        ({**DECODER, "local_rope_theta": 0.5}, "local_rope_theta=0.5 must be above 1"),
+        ({**DECODER, "position_offset": 2}, "position_offset needs positions=learned"),
+        ({**DECODER, "full_attention_layers": [0]}, "full_attention_layers needs a sliding_window"),
+        ({**DECODER, "sliding_window": 3, "full_attention_layers": [2]}, "there are 0 to 1"),
+        ({**DECODER, "positions": "relative", "relative_buckets": 6}, "must be a multiple of 4"),
+        ({**DECODER, "positions": "relative", "relative_max_distance": 16}, "must be above half of"),
+        ({**DECODER, "embedding_scale": 1e300}, "embedding_scale"),
+        ({**DECODER, "rope_scaling": {"method": "ntk", "factor": 1e300}}, "factor"),
+        ({**DECODER, "rope_scaling": {"method": "yarn", "factor": 2}}, "needs original_max_positions"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_settings(ModelConfig, values, "model")
+
+
+def test_what_was_left_at_zero_is_derived_anew() -> None:
+    stated = ModelConfig(**DECODER, kv_heads=0, mlp_width=0, head_width=0)
+    wider = stated.changed(width=128, heads=8)
+    assert (wider.kv_heads, wider.head_width) == (8, 16)
+    assert wider.mlp_width == ModelConfig(**{**DECODER, "width": 128}).mlp_width
+    deeper = ModelConfig(**TWO_STACKS, decoder_layers=0).changed(layers=4)
+    assert deeper.decoder_layers == 4
+    scaled = ModelConfig(**DECODER, embedding_scale=0, logit_scale=0).changed(width=64)
+    assert (scaled.embedding_scale, scaled.logit_scale) == (8.0, 0.125)

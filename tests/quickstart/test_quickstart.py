@@ -97,7 +97,11 @@ def test_other_orders_for_the_same_place_are_refused(newcomer: tuple[Path, dict[
     done = command(folder, "0.75")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("trivium: ") and "of 0.5 minutes, not 0.75" in line and "another --out" in line
+    assert (
+        line.startswith("trivium: ")
+        and "of 0.5 minutes for --family decoder, not of 0.75 for decoder" in line
+        and "another --out" in line
+    )
 
 
 # Its stages, on a small text

@@ -212,7 +212,7 @@ def test_gradient_checkpointing_changes_no_bit() -> None:
     def weights(**changes: Any) -> dict[str, Tensor]:
         model = small_model(dropout=0.1)
         train(model, TokenObjective(), TextSource(), settings(steps=3, **changes), Runtime())
-        assert model.gradient_checkpointing == changes.get("gradient_checkpointing", False)
+        assert model.stack.gradient_checkpointing == changes.get("gradient_checkpointing", False)
         return dict(model.state_dict())
 
     assert same_bits(weights(), weights(gradient_checkpointing=True))

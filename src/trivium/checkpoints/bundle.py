@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from trivium.checkpoints.config_files import read_config, read_eos_ids, read_generation
 from trivium.checkpoints.directory import load_model_directory, save_model_directory
@@ -13,9 +13,9 @@ from trivium.checkpoints.resolve import resolve_model
 from trivium.config import build_settings
 from trivium.errors import UserError
 from trivium.families import family_for
-from trivium.generation.purposes import refuse_unless
+from trivium.generation.purposes import refuse_unless, refuse_unless_causal
 from trivium.models.build import Model
-from trivium.models.config import Head, Kind, ModelConfig
+from trivium.models.config import Head, ModelConfig
 from trivium.models.decoder import Decoder
 from trivium.models.encoder import Encoder
 from trivium.runtime import Precision
@@ -136,8 +136,7 @@ class Bundle:
         return fill_mask(self.model, self.tokenizer, text, top_k)
 
     def classify(self, text: str, pair: str | None = None) -> Classification:
-        """The class of a text, or of a pair of texts, and the probability of each class."""
-        refuse_unless(self.config, "classify", get_args(Kind), ["classification"])
+        """The class of a text, or of a pair of texts, and the probability of each class; of a scalar head its score."""
         from trivium.generation.classify import classify
 
         (result,) = classify(self.model, self.tokenizer, [text], None if pair is None else [pair])
@@ -171,11 +170,7 @@ class Bundle:
 
     def _causal(self, what: str) -> Decoder:
         """The model, if it predicts each token from those before it; UserError that says why it has no `what`."""
-        if self.config.kind == "encoder" and self.config.head == "lm":
-            raise UserError(f"a masked model has no {what}: it predicts a token from both sides; use fill_mask")
-        if self.config.kind == "encoder-decoder" and self.config.head == "lm":
-            raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
-        refuse_unless(self.config, what, ["decoder"])
+        refuse_unless_causal(self.config, what)
         assert isinstance(self.model, Decoder)  # by its kind
         return self.model
 

@@ -268,13 +268,22 @@ def obstacles(architecture: Architecture, config: ModelConfig) -> list[str]:
 
 def architecture_for(config: ModelConfig) -> Architecture:
     """The architecture that a model of this config can be written as; UserError that says what stands against it."""
-    against = {name: obstacles(architecture, config) for name, architecture in ARCHITECTURES.items()}
+    own = {name: it for name, it in ARCHITECTURES.items() if FAMILIES[it.model_type].kind == config.kind}
+    if not own:
+        raise UserError(
+            f"GGUF files written here hold decoders, and encoders without a head; this is an {config.kind}: save it as "
+            "a Hugging Face directory (--to hf)"
+        )
+    against = {name: obstacles(architecture, config) for name, architecture in own.items()}
     for name, found in against.items():
         if not found:
             return ARCHITECTURES[name]
     nearest = sorted(against, key=lambda name: len(against[name]))[:2]
     ways = "; ".join(f"to be a {name}: {', '.join(against[name])}" for name in nearest)
-    raise UserError(f"no architecture of GGUF files has models of this shape; {ways}")
+    raise UserError(
+        f"no architecture of GGUF files has models of this shape; {ways}; or save it as a Hugging Face directory "
+        "(--to hf)"
+    )
 
 
 def _one(value: Any, what: str) -> Any:

@@ -58,6 +58,8 @@ FORMATS: dict[GgufDtype, Format] = {
 QUANTIZATION_VERSION = 2
 # The largest numbers, by kind; blocks have a scale in F16.
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
+# Metadata that is a list of bytes; other lists of whole numbers have 32 bits.
+BYTES = ("tokenizer.ggml.precompiled_charsmap",)
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 TABLES = ("position_embd.weight", "token_types.weight")
 
@@ -179,7 +181,7 @@ def _write_fields(writer: gguf.GGUFWriter, fields: Mapping[str, Any]) -> None:
         elif isinstance(value, str):
             writer.add_string(key, value)
         else:
-            writer.add_array(key, value)
+            writer.add_array(key, bytes(value) if key in BYTES else value)
 
 
 def _written(name: str, shape: Shape, dtype: GgufDtype) -> Written:

@@ -22,7 +22,8 @@ from trivium.errors import UserError, nearest
 T = TypeVar("T")
 
 # What is fetched of a hub repository: never pickles, never code.
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md"]
+TOKENIZER_FILES = ["vocab.txt", "merges.txt", "vocab.bpe", "tokenizer.model", "spiece.model"]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md", *TOKENIZER_FILES]
 GGUF = ".gguf"
 # File names listed in one message; more are counted.
 LISTED = 6

@@ -69,8 +69,8 @@ class Verification:
         """The figures that such a model has."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    def to_markdown(self) -> str:
-        """A table for a README."""
+    def rows(self) -> dict[str, str]:
+        """The same for people."""
         rows = [
             ("prompts tokenized alike", f"{self.same_ids} of {self.prompts}"),
             ("distributions compared", f"{self.positions:,}" if self.positions else None),
@@ -83,9 +83,11 @@ class Verification:
                 None if self.largest_difference is None else f"{self.largest_difference:.1e}",
             ),
         ]
-        return "\n".join(
-            ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows if value is not None)]
-        )
+        return {name: value for name, value in rows if value is not None}
+
+    def to_markdown(self) -> str:
+        """A table for a README."""
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in self.rows().items())])
 
 
 def compare(

@@ -35,9 +35,7 @@ def classify(
     """
     with Output(as_json, quiet) as output:
         bundle = open_bundle(model, device, output)
-        from trivium.generation.classify import classify as judged
-
-        (result,) = judged(bundle.model, bundle.tokenizer, [text], None if pair is None else [pair])
+        result = bundle.classify(text, pair)
         likeliest_first = sorted(result.probabilities.items(), key=lambda item: -item[1])
         if len(likeliest_first) == 1:
             ((label, score),) = likeliest_first

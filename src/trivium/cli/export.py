@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
+from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app, table
 
 app = new_app()
 
 
 @app.command()
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A model directory, a run directory, a GGUF file, a name or a hub id."),
-    ],
+    model: ModelArgument,
     to: Annotated[str, typer.Option(help="hf (a directory, as transformers and vLLM read it) or gguf (llama.cpp).")],
     out: Annotated[Path, typer.Option(help="The directory, or the file whose name ends in .gguf.")],
     dtype: Annotated[
@@ -43,25 +41,24 @@ def export(
       trivium export smollm2-135m-instruct --to hf --out smollm2 --dtype bf16
     """
     with Output(as_json, quiet) as output:
-        from trivium.checkpoints.bundle import load
         from trivium.checkpoints.export import export as write
         from trivium.checkpoints.export import stored_dtype
-        from trivium.runtime import choose_runtime, prepare_process
 
         stored_dtype(to, out, dtype)  # a mistake is told before a model is loaded
-        runtime = choose_runtime(device)
-        prepare_process(runtime)
-        bundle = load(model, device=runtime.device)
-        done = write(bundle, to, out, dtype=dtype, verify=verify, device=runtime.device, progress=output.progress)
-        figures = {} if done.verification is None else {"verified": done.passed, **done.verification.to_json()}
-        output.result(
-            {
-                "path": done.path,
-                "readme": done.readme,
-                "format": to,
-                "dtype": done.dtype,
-                "num_bytes": done.num_bytes,
-                **figures,
-            }
-        )
+        bundle = open_bundle(model, device, output)
+        place = str(bundle.model.embedding.weight.device)
+        done = write(bundle, to, out, dtype=dtype, verify=verify, device=place, progress=output.progress)
+        values = {
+            "path": done.path,
+            "readme": done.readme,
+            "format": to,
+            "dtype": done.dtype,
+            "num_bytes": done.num_bytes,
+        }
+        if done.verification is None:
+            output.result(values)
+        else:
+            values["verified"] = done.passed
+            text = table({**values, **done.verification.rows()})
+            output.result({**values, **done.verification.to_json()}, text=text)
         return 1 if done.passed is False else 0

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A model directory, a run directory, a GGUF file, a name or a hub id."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A model directory, a run directory, a .gguf file, a hub id, or a built-in name (smollm2-135m-instruct, "
+        "minilm-l6).",
+    ),
 ]
 
 

@@ -29,7 +29,8 @@ def seq2seq(
     """Turn a text into another with an encoder-decoder: translate, summarise, fill gaps.
 
     What the model was trained for decides what comes out; T5 is told by a prefix ("translate English to German: ...")
-    and fills <extra_id_0>, <extra_id_1>, ... What is not said is as the model's files say, else one beam.
+    and fills <extra_id_0>, <extra_id_1>, ..., each of which stands in the answer before what fills it. What is not said
+    is as the model's files say, else one beam.
 
     \b
     Examples:

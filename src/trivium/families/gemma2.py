@@ -148,7 +148,9 @@ def write_gemma(config: ModelConfig, fields: Fields, *, logit_cap: float | None)
     so that the `lm` head finds it again.
     """
     cap = config.logit_softcap if config.head == "lm" else logit_cap
-    scalar = round(config.attention_scale**-2) if config.attention_scale else config.head_width
+    scalar = config.attention_scale**-2 if config.attention_scale else config.head_width
+    if abs(scalar - round(scalar)) < 1e-6 * scalar:  # the published ones are whole; a power of -2 is so nearly
+        scalar = round(scalar)
     return {
         **write_fields(config, fields),
         **write_head(config),

@@ -21,10 +21,13 @@ from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
 from trivium.data.sources import EvaluationRows, PackedSource
 from trivium.errors import UserError
+from trivium.models.base import LanguageModel
+from trivium.models.config import ModelConfig
 from trivium.progress import SILENT, Progress
 from trivium.runtime import Runtime
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.evaluate import evaluate_loss
+from trivium.training.forward import target_hidden
 from trivium.training.loop import TrainResult, train
 from trivium.training.objective import LossReport
 from trivium.training.settings import TrainingSettings
@@ -44,7 +47,8 @@ class ClassificationObjective:
 
     def loss(self, model: nn.Module, batch: Batch) -> LossReport:
         """The summed loss; `batch.targets` is (B,): the class of each row."""
-        logits_BC = model(batch.ids, segments=batch.segments, types=batch.types).float()
+        assert isinstance(model, LanguageModel)
+        logits_BC = model.result(target_hidden(model, batch), batch.segments).float()
         correct = (logits_BC.argmax(-1) == batch.targets).sum()
         return LossReport(
             F.cross_entropy(logits_BC, batch.targets, reduction="sum"), len(batch.targets), {"correct": correct}
@@ -52,14 +56,24 @@ class ClassificationObjective:
 
 
 class LabelledRows:
-    """One labelled text a row, with the marks of the model's inputs; texts that are too long are cut at their ends."""
+    """One labelled text a row, with the marks of the model's inputs; texts that are too long are cut at their ends.
 
-    def __init__(self, texts: Sequence[LabelledText], tokenizer: Tokenizer, sequence_length: int) -> None:
-        """UserError when there are none."""
+    An encoder-decoder reads each text as its source, and once more, shifted, as its target.
+    """
+
+    def __init__(
+        self, texts: Sequence[LabelledText], tokenizer: Tokenizer, config: ModelConfig, sequence_length: int
+    ) -> None:
+        """UserError when there are none, one has a class that the model's head has not, or there is no room."""
         if not texts:
             raise UserError("there are no labelled texts")
-        self.sequence_length = sequence_length
+        for number, each in enumerate(texts, 1):
+            if not 0 <= each.label < len(config.labels):
+                raise UserError(f"labelled text {number} is of class {each.label}: there are {len(config.labels)}")
+        self.sequence_length, self._config = sequence_length, config
         marks = len(tokenizer.wrap([])[0])
+        if sequence_length <= marks:
+            raise UserError(f"a row of {sequence_length} tokens has no room for a text: its marks alone are {marks}")
         encoded = tokenizer.encode_batch([each.text for each in texts])
         self._ids = [tokenizer.wrap(ids[: sequence_length - marks])[0] for ids in encoded]
         self._labels = [each.label for each in texts]
@@ -87,7 +101,12 @@ class LabelledRows:
         for number, (text, _) in enumerate(rows):
             ids[number, : len(text)] = torch.tensor(text)
             segments[number, : len(text)] = 1
-        return Batch(ids, torch.tensor([label for _, label in rows]), segments=segments)
+        classes = torch.tensor([label for _, label in rows])
+        if self._config.kind != "encoder-decoder":
+            return Batch(ids, classes, segments=segments)
+        start = torch.full((len(rows), 1), self._config.decoder_start_id)
+        shifted = torch.cat((start, ids[:, :-1]), 1)
+        return Batch(shifted, classes, segments=segments, source_ids=ids, source_segments=segments)
 
 
 @dataclass(frozen=True)
@@ -120,19 +139,21 @@ def train_classifier(
     Checkpoints, `metrics.jsonl` and resuming are those of every run. Raises UserError for a model that cannot have such
     a head.
     """
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UserError(f"labels are {', '.join(labels) or 'none'}: give two or more, each once")
     model, config = load_weights(base, head="classification", labels=tuple(labels))
     model = model.to(runtime.torch_device())
     tokenizer = Tokenizer.load(base)
     length = min(sequence_length, config.max_positions)
     objective = ClassificationObjective()
-    held_out = EvaluationRows(LabelledRows(held_out_texts, tokenizer, length), rows_per_micro_batch)
+    held_out = EvaluationRows(LabelledRows(held_out_texts, tokenizer, config, length), rows_per_micro_batch)
 
     def measure(should_stop: Callable[[], bool]) -> Mapping[str, float]:
         found = evaluate_loss(model, objective, held_out, runtime, should_stop=should_stop)
         return {"held_out_loss": found.loss, "held_out_accuracy": found.scalars["correct"] / found.targets}
 
     source = PackedSource(
-        [(LabelledRows(train_texts, tokenizer, length), None)],
+        [(LabelledRows(train_texts, tokenizer, config, length), None)],
         rows_per_step=rows_per_step,
         rows_per_micro_batch=rows_per_micro_batch,
         seed=runtime.seed,

@@ -50,9 +50,11 @@ def classify(
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     progress: Progress = SILENT,
+    description: str = "reading texts",
 ) -> list[Classification]:
     """The class of each text, or of each text with the one of `pairs` that has its place.
 
+    `description` is what `progress` calls the work.
     Raises UserError when the model has no classification head, a text is too long for it, or its scores are not
     numbers.
     """
@@ -65,6 +67,7 @@ def classify(
         lambda inputs: _scores(model, inputs),
         tokens_per_batch=tokens_per_batch,
         progress=progress,
+        description=description,
     )
     return [_judged(config.labels or (UNNAMED,), scores_C.view(-1)) for scores_C in scores]
 

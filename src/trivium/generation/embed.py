@@ -34,11 +34,12 @@ def embed(
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     progress: Progress = SILENT,
+    description: str = "reading texts",
 ) -> Tensor:
     """One vector of length 1 for each text: (N, D) fp32 on the CPU.
 
-    `tokens_per_batch` positions are read at a time (at least one text). Raises UserError when a text is too long for
-    the model's learned positions.
+    `tokens_per_batch` positions are read at a time (at least one text); `description` is what `progress` calls the
+    work. Raises UserError when a text is too long for the model's learned positions.
     """
 
     def means(inputs: Inputs) -> Tensor:
@@ -49,5 +50,7 @@ def embed(
         return hidden_BTD.masked_fill(~real_BT1, 0).sum(1) / real_BT1.sum(1)
 
     wrapped = wrap_all(tokenizer, model.config, texts)
-    vectors = read_all(model, wrapped, means, tokens_per_batch=tokens_per_batch, progress=progress)
+    vectors = read_all(
+        model, wrapped, means, tokens_per_batch=tokens_per_batch, progress=progress, description=description
+    )
     return F.normalize(torch.stack(vectors), dim=-1) if vectors else torch.empty(0, model.config.width)

@@ -91,11 +91,12 @@ def read_all(
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     progress: Progress = SILENT,
+    description: str = "reading texts",
 ) -> list[Tensor]:
     """For each text its row of `compute(inputs)`, (B, ...), in fp32 on the CPU; texts of like length share a batch."""
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number].ids))
     rows: dict[int, Tensor] = {}
-    progress.start("read", total=len(texts), unit="texts")
+    progress.start(description, total=len(texts), unit="text" if len(texts) == 1 else "texts")
     with evaluating(model):
         while order:
             count = max(1, tokens_per_batch // len(texts[order[0]].ids))

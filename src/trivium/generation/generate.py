@@ -46,14 +46,15 @@ def generate(
     seeds: Sequence[int] | None = None,
     eos_ids: Sequence[int] | None = None,
     progress: Progress = SILENT,
+    description: str = "writing texts",
 ) -> list[Generation]:
     """Continue each prompt (text, or ids), or write each source's target; results are in the order of `prompts`.
 
     `stream(i, piece)` is called with new text of prompt i as it becomes certain (with beams: at its end). `seeds`
     replaces the seeds of the prompts, which are otherwise `sequence_seed(settings.seed, i)`. `eos_ids` replaces the
-    ids that end a text, by default the tokenizer's end-of-text token. Raises UserError when a prompt leaves no room in
-    the model's context or holds an id the model does not know, when the model is none that writes text, and when its
-    scores are not numbers.
+    ids that end a text, by default the tokenizer's end-of-text token. `description` is what `progress` calls the work.
+    Raises UserError when a prompt leaves no room in the model's context or holds an id the model does not know, when
+    the model is none that writes text, and when its scores are not numbers.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts is a sequence of prompts: for a single one, give [prompt]")
@@ -62,7 +63,7 @@ def generate(
     # Prompts of like length share a batch, so that little is padded; results do not depend on it.
     order = sorted(rows, key=lambda row: len(row.prompt))
     rows_per_batch = max(1, settings.rows_per_batch // settings.num_beams)
-    progress.start("generate", total=len(rows), unit="texts")
+    progress.start(description, total=len(rows), unit="text" if len(rows) == 1 else "texts")
     for start in range(0, len(order), rows_per_batch):
         for row, piece in _continue(model, tokenizer, order[start : start + rows_per_batch], rules):
             if stream is not None and piece:

@@ -17,8 +17,19 @@ def refuse_unless(config: ModelConfig, what: str, kinds: Collection[Kind], heads
     """Raises UserError when the model is none of `kinds` or has none of `heads`; `what` is what was asked for."""
     if config.kind in kinds and config.head in heads:
         return
-    needed = " or ".join(_with_article(kind) for kind in kinds)
-    raise UserError(f"{what} needs {needed} with {' or '.join(map(_head, heads))}; {description(config)}")
+    needed = f"with {' or '.join(map(_head, heads))}"
+    if set(kinds) >= set(VERB_OF_KIND):  # only the head is wrong, and another verb would do something else
+        raise UserError(f"{what} needs a model {needed}; this one has {_head(config.head)}")
+    raise UserError(f"{what} needs {' or '.join(map(_with_article, kinds))} {needed}; {description(config)}")
+
+
+def refuse_unless_causal(config: ModelConfig, what: str = "perplexity") -> None:
+    """UserError that says why the model has no `what`, unless it predicts each token from those before it."""
+    if config.kind == "encoder" and config.head == "lm":
+        raise UserError(f"a masked model has no {what}: it predicts a token from both sides; use fill-mask")
+    if config.kind == "encoder-decoder" and config.head == "lm":
+        raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
+    refuse_unless(config, what, ["decoder"])
 
 
 def description(config: ModelConfig) -> str:

@@ -23,7 +23,8 @@ class Generation:
     """One prompt's continuation, or one source's target."""
 
     text: str
-    """The new text, without special tokens and without the stop string that ended it."""
+    """The new text, without the stop string that ended it and without special tokens, but with the sentinels
+    (`<extra_id_0>`, ...) of an encoder-decoder, which say what fills which gap."""
     tokens: list[int]
     """All new ids, also those of the end-of-text token or stop string that ended the text."""
     logprobs: list[float]
@@ -62,6 +63,8 @@ class Row:
     limit: int
     """Most new tokens."""
     decoder: StreamDecoder
+    hidden: frozenset[int]
+    """The ids that are no part of the text."""
     matcher: StopMatcher
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -77,7 +80,7 @@ class Row:
         self.tokens.append(token)
         self.logprobs.append(logprob)
         ended = token in ends
-        piece = "" if ended else self.matcher.push(self.decoder.push(token))
+        piece = "" if ended or token in self.hidden else self.matcher.push(self.decoder.push(token))
         if ended or is_last or len(self.tokens) >= self.limit:  # nothing needs to be held back any more
             piece += self.matcher.push(self.decoder.finish()) + self.matcher.finish()
             self.finish_reason = "stop" if ended else "length"
@@ -110,6 +113,9 @@ def build_rows(
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts")
     rows = []
+    hidden = frozenset(tokenizer.special_tokens.values())
+    if config.kind == "encoder-decoder":
+        hidden -= frozenset(tokenizer.sentinel_ids)
     for index, prompt in enumerate(prompts):
         if config.kind == "encoder-decoder":
             ids = encode_source(tokenizer, prompt)
@@ -125,7 +131,8 @@ def build_rows(
                 before=before,
                 seed=sequence_seed(settings.seed, index) if seeds is None else seeds[index],
                 limit=min(settings.max_new_tokens, room),
-                decoder=tokenizer.stream(skip_special=True),
+                decoder=tokenizer.stream(skip_special=False),
+                hidden=hidden,
                 matcher=StopMatcher(settings.stop),
             )
         )

@@ -29,11 +29,10 @@ from torch import Tensor
 from trivium.errors import UserError
 from trivium.generation.mode import evaluating
 from trivium.generation.prompts import document_start, encode_source, refuse_too_long, refuse_unknown_ids
-from trivium.generation.purposes import refuse_unless
+from trivium.generation.purposes import refuse_unless, refuse_unless_causal
 from trivium.generation.reading import padded
 from trivium.metrics.perplexity import Perplexity, count_bytes, count_words, perplexity
 from trivium.models.build import Model
-from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.progress import SILENT, Progress
@@ -121,11 +120,13 @@ def documents_logprobs(
     max_length: int | None = None,
     tokens_per_batch: int = 8192,
     progress: Progress = SILENT,
+    description: str = "scoring texts",
 ) -> list[Tensor]:
     """`token_logprobs` of each document: each is scored by itself, but their windows share batches.
 
-    `tokens_per_batch` positions are read at a time (at least one window). Raises UserError when the model is no causal
-    language model, `max_length` exceeds its context, or a document holds an id that it does not know.
+    `tokens_per_batch` positions are read at a time (at least one window); `description` is what `progress` calls the
+    work. Raises UserError when the model is no causal language model, `max_length` exceeds its context, or a document
+    holds an id that it does not know.
     """
     refuse_unless_causal(model.config)
     assert isinstance(model, Decoder)  # by its kind
@@ -140,7 +141,7 @@ def documents_logprobs(
     ]
     windows.sort(key=lambda item: item[1].start - item[1].end)  # longest first: like lengths share a batch
     results = [torch.empty(len(ids)) for ids in documents]
-    progress.start("score", total=sum(map(len, documents)), unit="tokens")
+    progress.start(description, total=sum(map(len, documents)), unit="tokens")
     with evaluating(model):
         for batch in _batches(windows, tokens_per_batch):
             texts = [_read(documents[number], prefix_id, window) for number, window in batch]
@@ -160,11 +161,13 @@ def score_documents(
     max_length: int | None = None,
     tokens_per_batch: int = 8192,
     progress: Progress = SILENT,
+    description: str = "scoring texts",
 ) -> list[TextScore]:
     """The sums of each text, scored by itself; added up (`sum_scores`), they are those of the corpus.
 
     Before each text stands the tokenizer's beginning-of-text token, else its end-of-text token, which is not scored.
     """
+    refuse_unless_causal(model.config)  # before the tokenizer is asked for what such models alone need
     logprobs = documents_logprobs(
         model,
         tokenizer.encode_batch(texts),
@@ -172,6 +175,7 @@ def score_documents(
         max_length=max_length,
         tokens_per_batch=tokens_per_batch,
         progress=progress,
+        description=description,
     )
     return [
         TextScore(-float(scored.double().sum()), len(scored), count_bytes(text), count_words(text))
@@ -203,6 +207,7 @@ def score_pairs(
     *,
     tokens_per_batch: int = 8192,
     progress: Progress = SILENT,
+    description: str = "scoring texts",
 ) -> list[TextScore]:
     """The sums of each target, given the source that has its place: of an encoder-decoder.
 
@@ -222,7 +227,7 @@ def score_pairs(
         pairs.append((ids, wanted))
     order = sorted(range(len(pairs)), key=lambda number: -sum(map(len, pairs[number])))
     nlls: dict[int, float] = {}
-    progress.start("score", total=len(pairs), unit="pairs")
+    progress.start(description, total=len(pairs), unit="text" if len(pairs) == 1 else "texts")
     with evaluating(model):
         while order:
             count = max(1, tokens_per_batch // max(1, sum(map(len, pairs[order[0]]))))
@@ -235,15 +240,6 @@ def score_pairs(
         TextScore(nlls[number], len(pairs[number][1]), count_bytes(target), count_words(target))
         for number, target in enumerate(targets)
     ]
-
-
-def refuse_unless_causal(config: ModelConfig) -> None:
-    """UserError that says why the model has no perplexity, unless it predicts each token from those before it."""
-    if config.kind == "encoder" and config.head == "lm":
-        raise UserError("a masked model has no perplexity: it predicts a token from both sides; use fill-mask")
-    if config.kind == "encoder-decoder" and config.head == "lm":
-        raise UserError("an encoder-decoder has no perplexity of a text without its source; score pairs (score_pairs)")
-    refuse_unless(config, "perplexity", ["decoder"])
 
 
 def sum_scores(scores: Iterable[TextScore]) -> TextScore:

@@ -32,9 +32,6 @@ class Score(NamedTuple):
     fmeasure: float
 
 
-ZERO = Score(0.0, 0.0, 0.0)
-
-
 def rouge(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, stem: bool = True
 ) -> dict[str, dict[str, float]]:

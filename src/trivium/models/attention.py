@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trivium.models.block_attention import block_attention
-from trivium.models.cache import Cache, Memory
+from trivium.models.cache import Cache
 from trivium.models.config import ModelConfig
 from trivium.models.layers import build_norm
 from trivium.models.positions import Rotation, rotate
 
 
 def prefers_blocks(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `block_attention` beats SDPA here; a compiler would unroll its loop, layer by layer, for minutes."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return half and device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether `block_attention` beats SDPA here."""
+    return dtype in (torch.bfloat16, torch.float16) and device.type == "cpu"
 
 
 class View(NamedTuple):
@@ -54,8 +53,10 @@ class Shared(NamedTuple):
     """The same in windowed layers."""
     cache: Cache | None
     """Keys and values of the past, with room made for those of this pass."""
-    memory: Memory | None
-    """Keys and values of the source, in the decoder of an encoder-decoder."""
+    source_keys: Tensor | None
+    """(B, K, S, N): those of the source for one layer of an encoder-decoder's decoder; its stack fills them in."""
+    source_values: Tensor | None
+    """(B, K, S, N)."""
     source: View
     """What targets see of the source."""
     dtype: torch.dtype
@@ -93,7 +94,9 @@ class _Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if self.softcap:
             o_BHTN = capped_attention(q_BHTN, k_BKSN, v_BKSN, view, self.softcap, dropout)
-        elif view.by_blocks and not dropout:
+        elif (
+            view.by_blocks and not dropout and not torch.compiler.is_compiling()
+        ):  # it would unroll the loop, for minutes
             o_BHTN = block_attention(q_BHTN, k_BKSN, v_BKSN, mask=view.mask, causal=view.causal)
         else:
             o_BHTN = F.scaled_dot_product_attention(
@@ -134,12 +137,12 @@ class Attention(_Attention):
 
 
 class CrossAttention(_Attention):
-    """Attention of a target to its source, whose keys and values are in `Shared.memory`."""
+    """Attention of a target to its source."""
 
-    def forward(self, x_BTD: Tensor, shared: Shared, layer: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: Shared) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        assert shared.memory is not None
-        return self._attend(self._queries(x_BTD), shared.memory.keys[layer], shared.memory.values[layer], shared.source)
+        assert shared.source_keys is not None and shared.source_values is not None
+        return self._attend(self._queries(x_BTD), shared.source_keys, shared.source_values, shared.source)
 
 
 def capped_attention(

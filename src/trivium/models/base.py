@@ -19,13 +19,17 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): unnormalised log-probabilities of tokens; for `lm` heads."""
-        if self.config.head != "lm":
-            raise ValueError(f"a model with a {self.config.head} head has no token scores")
+        self._needs_token_scores()
         return self.head(hidden, None, self.embedding.weight)  # type: ignore[no-any-return]
 
     def projection(self, hidden: Tensor) -> Projection:
         """The same, not multiplied out, for losses that never hold all logits at once."""
+        self._needs_token_scores()
         return self.head.projection(hidden, self.embedding.weight)
+
+    def _needs_token_scores(self) -> None:
+        if self.config.head != "lm":
+            raise ValueError(f"a model with a {self.config.head} head has no token scores")
 
     def result(self, hidden_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
         """What the head makes of hidden states; see `Head.forward`."""

@@ -81,7 +81,8 @@ def _probabilities(rows: Tensor, k: Tensor, mask: Tensor | None, causal: bool, s
     bias = bias.repeat(rows.shape[1] // block, 1)
     scores = torch.baddbmm(bias, rows, k.transpose(1, 2), alpha=rows.shape[-1] ** -0.5)
     if mask is not None:
-        scores.view(mask.shape[0], -1, block, seen).add_(mask[:, :, start:stop, :seen])
+        rows_of_mask = mask if mask.shape[2] == 1 else mask[:, :, start:stop]
+        scores.view(mask.shape[0], -1, block, seen).add_(rows_of_mask[..., :seen])
     return torch.softmax(scores, -1)
 
 
@@ -90,8 +91,8 @@ def block_attention(
 ) -> Tensor:
     """Attention of T queries over S keys, H query heads sharing K key/value heads: (B, H, T, N).
 
-    `mask` (B, 1, T, S) is added to the scores. With `causal` (T equal to S), query t sees keys 0..t and of those what
-    the mask allows.
+    `mask` (B or 1, 1, T or 1, S) is added to the scores. With `causal` (T equal to S), query t sees keys 0..t and of
+    those what the mask allows.
     """
     result: Tensor = _BlockAttention.apply(q_BHTN, k_BKSN, v_BKSN, mask, causal)  # type: ignore[no-untyped-call]
     return result

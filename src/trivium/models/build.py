@@ -39,10 +39,10 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Draw all weights of a fresh model: the only place where initial weights are decided.
 
     Matrices and tables are normal(0, init_std); the projections of a block that write to the residual stream are
-    scaled by 1/sqrt(2 L) (Radford et al., 2019), since 2 L of them add up there. Norm weights are 1, biases 0. Where a
-    config scales embeddings, logits or attention scores in a way of its own, the weights concerned are drawn that much
-    larger or smaller, so that every kind of model begins with logits and scores of the usual size. Each parameter has
-    its own generator, seeded by (seed, its name): order, device and other parameters have no influence.
+    scaled by 1/sqrt(2 L) (Radford et al., 2019), since about 2 L of them add up there. Norm weights are 1, biases 0.
+    Where a config scales logits or attention scores in a way of its own, the weights that make them are drawn that much
+    larger or smaller, so that every model begins with logits and scores of the usual size. Each parameter has its own
+    generator, seeded by (seed, its name): order, device and other parameters have no influence.
     """
     norm = 0.0 if config.norm == "rmsnorm_around_one" else 1.0
     with torch.no_grad():
@@ -62,7 +62,8 @@ def initial_std(config: ModelConfig, name: str) -> float:
     """The standard deviation that the parameter `name` is drawn with."""
     if name.endswith(RESIDUAL):
         return config.init_std / math.sqrt(2 * max(config.layers, config.decoder_layers))
-    if name == "embedding.weight" and config.tied_embeddings and config.head == "lm":
+    scores = "embedding.weight" if config.tied_embeddings else "head.output.weight"
+    if config.head == "lm" and name == scores:
         return config.init_std / config.logit_scale
     if name.endswith(("attention.query.weight", "cross.query.weight")) and config.attention_scale:
         return config.init_std / (config.attention_scale * math.sqrt(config.head_width))

@@ -1,7 +1,8 @@
 """Keys and values that attention has computed once: those of the past (`Cache`) and those of a source (`Memory`).
 
 Both are arguments and returns, never attributes of a layer. Invariants their tests check: any split of a sequence into
-cached chunks gives the logits of one pass; tokens of one segment cannot reach another.
+cached chunks gives the logits of one pass (but with `dynamic` rotary scaling, whose base grows with the text); tokens
+of one segment cannot reach another.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ModelConfig(Settings):
     """Longest sequence the model is made for: the size of a learned table, and a promise to whoever uses the model."""
     position_offset: int = Field(default=0, ge=0, le=1024)
     """Rows of a learned table that come before position 0 and are never read (2 in RoBERTa, OPT and BART)."""
-    rope_theta: float = Field(default=10_000.0, gt=1)
+    rope_theta: float = Field(default=10_000.0, gt=1, le=1e12)
     """Base of the rotary wavelengths; larger bases suit longer contexts."""
     rope_share: float = Field(default=1.0, gt=0, le=1)
     """Share of each head that is rotated, from its front; the rest carries no position (0.25 in Pythia)."""
@@ -93,11 +93,11 @@ class ModelConfig(Settings):
     0: no layer is windowed."""
     full_attention_layers: tuple[int, ...] = ()
     """Layers (from 0) that see everything although there is a sliding window."""
-    local_rope_theta: float = Field(default=0.0, ge=0)
+    local_rope_theta: float = Field(default=0.0, ge=0, le=1e12)
     """`rope_theta` of the windowed layers, which are never scaled then; 0: the same as in the others."""
-    attention_scale: float = Field(default=0.0, ge=0)
+    attention_scale: float = Field(default=0.0, ge=0, le=1e6)
     """What scores are multiplied by before the softmax; 0: 1 / sqrt(`head_width`)."""
-    attention_softcap: float = Field(default=0.0, ge=0)
+    attention_softcap: float = Field(default=0.0, ge=0, le=1e9)
     """Scores s become c tanh(s / c), which bounds them by this c (Gemma 2); 0: unbounded."""
     activation: Activation = "silu"
     """Nonlinearity of the MLP; `gelu_tanh` is GPT-2's approximation of `gelu`."""
@@ -107,7 +107,7 @@ class ModelConfig(Settings):
     """Which linear layers have a bias: none, query/key/value, all four of attention, those of the MLP, or all."""
     embedding_norm: bool = False
     """Whether the embeddings are normalised before the first block."""
-    embedding_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    embedding_scale: float = Field(default=1.0, ge=0, le=1e6)
     """What token embeddings are multiplied by; 0: sqrt(D), as in the Transformer of 2017 and in Gemma."""
     segment_types: int = Field(default=0, ge=0, le=1024)
     """How many kinds of segment the input tells apart by an embedding (2 in BERT: first and second text); 0: none."""
@@ -128,14 +128,15 @@ class ModelConfig(Settings):
     mean."""
     labels: tuple[str, ...] = ()
     """Names of the classes of a `classification` or `token_classification` head; a single one is a regression."""
-    logit_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    logit_scale: float = Field(default=1.0, ge=0, le=1e6)
     """What hidden states are multiplied by before an `lm` head; 0: 1 / sqrt(D), as in T5 with its large embeddings."""
-    logit_softcap: float = Field(default=0.0, ge=0)
+    logit_softcap: float = Field(default=0.0, ge=0, le=1e9)
     """Logits z become c tanh(z / c) with this c (Gemma 2); 0: as they are."""
     decoder_start_id: int = Field(default=0, ge=0, le=LARGEST)
     """The id an encoder-decoder's target begins with, which is given and not predicted."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the embeddings and of each sublayer's output that is dropped in training."""
+    """Share of the embeddings, of each sublayer's output and of what enters a class head's last projection that is
+    dropped in training; T5's further dropouts, inside the MLP and after the last norm, there are none of."""
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the attention weights dropped in training; on CPU anything above 0 gives up the fused attention."""
     init_std: float = Field(default=0.02, gt=0)
@@ -177,6 +178,8 @@ class ModelConfig(Settings):
     def _resolve(self, name: str, value: float) -> None:
         """Fill in what was left at 0 without marking it as chosen by the user."""
         self.__dict__[name] = value
+        if name not in ("embedding_scale", "logit_scale"):  # whose default is another
+            self.__pydantic_fields_set__.discard(name)
 
     def changed(self, **changes: Any) -> ModelConfig:
         """A new, checked config with some fields replaced; widths that were derived are derived anew."""

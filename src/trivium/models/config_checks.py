@@ -27,8 +27,12 @@ def _attention_mistakes(config: ModelConfig) -> list[str]:
         )
     if config.positions != "rotary" and (config.rope_scaling is not None or config.local_rope_theta):
         found.append(f"rope_scaling and local_rope_theta need positions=rotary (it is {config.positions})")
+    if 0 < config.local_rope_theta <= 1:
+        found.append(f"local_rope_theta={config.local_rope_theta:g} must be above 1, or 0 for that of the other layers")
     if config.positions == "sinusoidal" and config.width % 2:
         found.append(f"sinusoidal positions come in pairs, so width={config.width} must be even")
+    if config.rope_scaling is not None and config.rope_scaling.method in ("ntk", "dynamic") and config.rope_width <= 2:
+        found.append(f"rope_scaling {config.rope_scaling.method} needs more than one pair in each head to turn")
     if config.positions == "relative" and config.relative_buckets % 4:
         found.append(f"relative_buckets={config.relative_buckets} must be a multiple of 4")
     if config.positions == "relative" and config.relative_max_distance <= config.relative_buckets // 2:

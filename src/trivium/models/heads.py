@@ -3,6 +3,8 @@
 hidden states -> (one of them, for a text as a whole) -> an optional layer of the same width -> a projection. BERT's
 pooler, RoBERTa's and BART's dense layer and the transform before BERT's token scores are all that one layer.
 
+Dropout acts once, before the last projection of a class head (some originals also drop before the layer before it).
+
 Invariant its tests check: `projection` multiplied out is `forward`, so that a loss may leave the logits unmade.
 """
 
@@ -35,8 +37,12 @@ class Projection(NamedTuple):
 
     def logits(self) -> Tensor:
         """(..., V)."""
-        logits = F.linear(self.hidden, self.weight, self.bias)
-        return (logits / self.softcap).tanh() * self.softcap if self.softcap else logits
+        return capped(F.linear(self.hidden, self.weight, self.bias), self.softcap)
+
+
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """c tanh(z / c) for a cap c above 0; z for 0."""
+    return (logits / cap).tanh() * cap if cap else logits
 
 
 class Head(nn.Module):
@@ -64,12 +70,12 @@ class Head(nn.Module):
             return hidden_BTD
         if kind == "lm":
             if self.output is not None:
-                return self._capped(self.output(self._scaled(self.transformed(hidden_BTD))))
+                return capped(self.output(self._scaled(self.transformed(hidden_BTD))), self.config.logit_softcap)
             assert embedding_weight is not None
             return self.projection(hidden_BTD, embedding_weight).logits()
         assert self.output is not None
         if kind in OF_A_TEXT:
-            hidden_BTD = self._dropped(self.pooled(hidden_BTD, segments))
+            hidden_BTD = self.pooled(hidden_BTD, segments)
         result: Tensor = self.output(self._dropped(self.transformed(hidden_BTD)))
         return result[..., 0] if kind == "scalar" else result
 
@@ -111,10 +117,6 @@ class Head(nn.Module):
 
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden if self.config.logit_scale == 1.0 else hidden * self.config.logit_scale
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        cap = self.config.logit_softcap
-        return (logits / cap).tanh() * cap if cap else logits
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config.dropout, self.training) if self.config.dropout else x

@@ -56,7 +56,7 @@ class Block(nn.Module):
             self.attention_output_norm,
         )
         if self.cross is not None:
-            crossed = self.cross(self._normed(x_BTD, self.cross_norm, shared), shared, layer)
+            crossed = self.cross(self._normed(x_BTD, self.cross_norm, shared), shared)
             x_BTD = self._added(x_BTD, crossed, self.cross_norm, self.cross_output_norm)
         mapped = self.mlp(self._normed(x_BTD, self.mlp_norm, shared))
         return self._added(x_BTD, mapped, self.mlp_norm, self.mlp_output_norm)
@@ -106,10 +106,6 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Cache | None]:
         """Token embeddings to hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`."""
         T, past, device = x_BTD.shape[1], 0 if cache is None else cache.length, x_BTD.device
-        if self.positions is not None and past + T > self.config.max_positions:
-            raise ValueError(
-                f"{past + T} positions, but this model has learned {self.config.max_positions}: shorten the input"
-            )
         if prefix is not None and past:
             raise ValueError("a prefix must be read in one pass: the cache already holds positions")
         if cache is not None:
@@ -119,16 +115,28 @@ class Stack(nn.Module):
             positions = positions_in_segments(segments)[:, past:]
         elif positions is None:
             positions = torch.arange(past, past + T, device=device)
+        self._refuse_unknown(positions, types, past + T)
         x_BTD = self._embedded(x_BTD, positions, types)
         shared = self._shared(x_BTD, past, positions, segments, prefix, cache, memory)
-        return self._through_blocks(x_BTD, shared), cache
+        return self._through_blocks(x_BTD, shared, memory), cache
+
+    def _refuse_unknown(self, positions: Tensor, types: Tensor | None, length: int) -> None:
+        """ValueError for positions that no table holds (those of a long packed row restart) and for unknown types."""
+        learned = self.config.max_positions
+        if self.positions is not None and length > learned and int(positions.max()) >= learned:
+            longest = int(positions.max()) + 1
+            raise ValueError(f"{longest} positions, but this model has learned {learned}: shorten the input")
+        if types is not None and self.types is None:
+            raise ValueError("this model has no segment types: leave types out")
 
     def cross_attentions(self) -> list[CrossAttention]:
         """Those of all blocks, in order; empty for a stack that reads no source."""
         return [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
 
-    def _through_blocks(self, x_BTD: Tensor, shared: Shared) -> Tensor:
+    def _through_blocks(self, x_BTD: Tensor, shared: Shared, memory: Memory | None) -> Tensor:
         for layer, block in enumerate(self.blocks):
+            if memory is not None:  # a layer is given its own, so that one compilation serves all of them
+                shared = shared._replace(source_keys=memory.keys[layer], source_values=memory.values[layer])
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, shared, layer, use_reentrant=False, preserve_rng_state=True)
             else:
@@ -184,7 +192,7 @@ class Stack(nn.Module):
             mask = cross_mask(targets, memory.segments, dtype)
             source = View(mask, False, T > 1 and prefers_blocks(device, dtype))
         windowed = view(config.sliding_window) if config.sliding_window else full
-        return Shared(full, windowed, turn, local_turn, cache, memory, source, dtype)
+        return Shared(full, windowed, turn, local_turn, cache, None, None, source, dtype)
 
     def _bias(self, tokens: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """What is added to the scores by distance, (1, H, T, S)."""

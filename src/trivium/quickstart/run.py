@@ -81,8 +81,9 @@ def claim(out: Path, orders: dict[str, Any]) -> None:
             raise UserError(f"{file} is damaged: delete {out}, or choose another --out") from None
         if theirs != orders:
             raise UserError(
-                f"{out} holds a quickstart of {theirs.get('minutes')} minutes, not {orders['minutes']:g}: give the "
-                f"same --minutes to go on with it, choose another --out, or delete {out}"
+                f"{out} holds a quickstart of {theirs.get('minutes')} minutes for --family {theirs.get('family')}, not "
+                f"of {orders['minutes']:g} for {orders['family']}: give the same to go on with it, choose another "
+                f"--out, or delete {out}"
             )
     elif not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no quickstart: choose another --out")

@@ -15,7 +15,8 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     """Learning rate of step `step`, counted from 0.
 
     Warm-up of w steps gives peak (step + 1) / w, so that the first step is not wasted on a rate of 0. After it, with p
-    rising from 0 (step w) to 1 (last step), the rate is peak (r + (1 - r) f(p)) with the final ratio r.
+    rising from 0 (step w) to 1 (last step), the rate is peak (r + (1 - r) f(p)) with the final ratio r; of
+    `inverse_sqrt` it is peak sqrt(w / (step + 1)), which never ends.
     """
     warmup = settings.resolved_warmup_steps
     if step < warmup:
@@ -30,7 +31,7 @@ def _height(step: int, warmup: int, settings: TrainingSettings) -> float:
     """f(p): the curve's height above the final rate, 1 at the peak and 0 at the last step."""
     last = settings.steps - 1
     match settings.schedule:
-        case "constant" | "inverse_sqrt":
+        case "constant" | "inverse_sqrt":  # the latter has a formula of its own, above
             return 1.0
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * _share(step, warmup, last)))
