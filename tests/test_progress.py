@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from trivium.progress import SILENT, Progress, Silent, TerminalProgress, short_number, short_time
+from trivium.progress import SILENT, Progress, Silent, TerminalProgress, amount, short_bytes, short_number, short_time
 
 
 class Terminal(io.StringIO):
@@ -90,6 +90,39 @@ def test_a_reader_that_has_gone_stops_nothing() -> None:
 )
 def test_short_number(value: float, text: str) -> None:
     assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (950, "950 B"), (29_000, "29.0 kB"), (687e6, "687 MB"), (7.89e9, "7.89 GB")]
+)
+def test_short_bytes(value: float, text: str) -> None:
+    assert short_bytes(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(1, "texts", "1 text"), (0, "texts", "0 texts"), (29_000, "B", "29.0 kB"), (12_345, "tokens", "12.3k tokens")],
+)
+def test_an_amount_agrees_with_its_unit(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text
+
+
+def test_lines_of_bytes_and_of_single_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("trivium.progress.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    progress = TerminalProgress(stream, seconds_between_lines=1)
+    progress.start("counting words", total=58_000, unit="B")
+    now += 10
+    progress.advance(29_000)
+    progress.start("writing samples", total=1, unit="texts")
+    now += 10
+    progress.advance()
+    progress.finish()
+    assert stream.getvalue().splitlines() == [
+        *("counting words ...", "counting words: 29.0 kB/58.0 kB, 2.90 kB/s, 10s left", "counting words: 29.0 kB, 10s"),
+        *("writing samples ...", "writing samples: 1/1 text, 0.1/s, 0s left", "writing samples: 1 text, 10s"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from trivium import yaml_text
 from trivium.config_mistakes import by_key, explain
-from trivium.config_schema import Described, describe, fields_at, leaves
+from trivium.config_schema import Described, describe, fields_at, leaves, tag_at
 from trivium.errors import UserError, nearest
 from trivium.yaml_text import Place, dotted
 
@@ -154,6 +154,8 @@ def _override(cls: type[Settings], draft: _Draft, override: str, where: str) -> 
         if below is None:
             below = target[place[-1]] = {}
             draft.written[place] = where
+        if isinstance(below, str) and (tag := tag_at(cls, place, below)):  # a name alone, of one of several sections
+            below = target[place[-1]] = {tag: below}
         if not isinstance(below, dict | list):
             raise UserError(f"{dotted(place)} is {below!r}, not a section")
         target = below

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from trivium.config_schema import ITEM, annotations_at, choices, describe, fields_at
+from trivium.config_schema import ITEM, annotations_at, choices, describe, fields_at, sections, tag_at
 from trivium.errors import nearest
 from trivium.yaml_text import Place, dotted
 
@@ -36,6 +36,8 @@ def explain(cls: type[BaseModel], place: Place, errors: list[ErrorDetails]) -> s
     kinds = {error["type"] for error in errors}
     given = errors[0]["input"]
     if "extra_forbidden" in kinds:
+        if elsewhere := _of_another_branch(cls, place, errors):
+            return elsewhere
         return f"unknown key; {did_you_mean(cls, place)}"
     if kinds == {"missing"}:
         key = dotted(tuple(ITEM if isinstance(part, int) else part for part in place))
@@ -54,6 +56,20 @@ def explain(cls: type[BaseModel], place: Place, errors: list[ErrorDetails]) -> s
         near = nearest(str(given), words)
         cure = f"; did you mean {near}?" if near else cure
     return f"{' or '.join(dict.fromkeys(wishes))}, not {_shown(given)}{cure}"
+
+
+def _of_another_branch(cls: type[BaseModel], place: Place, errors: list[ErrorDetails]) -> str | None:
+    """Where a section is one of a tagged union and the key belongs to others: the tag that was chosen, and theirs."""
+    above, key = place[:-1], place[-1]
+    branch = next((part for error in errors for part in error["loc"][-2:-1]), None)
+    tag = tag_at(cls, above, branch)
+    if tag is None or key not in fields_at(cls, above):
+        return None
+    others = [section for annotation in annotations_at(cls, above) for section in sections(annotation)]
+    homes = [
+        word for other in others if key in other.model_fields for word in choices(other.model_fields[tag].annotation)
+    ]
+    return f"{dotted((*above, tag))}={branch} has no such setting, only {', '.join(homes)}"
 
 
 def did_you_mean(cls: type[BaseModel], place: Place) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +20,7 @@ from trivium.yaml_text import Place
 
 ITEM = "N"
 """Stands for the number of an item in the keys of a list of sections."""
+CHOICES = "one of: "
 
 
 def leaves(annotation: Any) -> Iterator[Any]:
@@ -63,6 +64,15 @@ def fields_at(cls: type[BaseModel], place: Place) -> dict[str, FieldInfo]:
     return {name: info for section in classes for name, info in section.model_fields.items()}
 
 
+def tag_at(cls: type[BaseModel], place: Place, word: Any) -> str | None:
+    """The key that tells the sections of a union at `place` apart, if `word` is one of its choices."""
+    inside = [section for annotation in annotations_at(cls, place) for section in sections(annotation)]
+    keys = (
+        name for section in inside for name, info in section.model_fields.items() if word in choices(info.annotation)
+    )
+    return next(keys, None) if len(inside) > 1 else None
+
+
 @dataclass(frozen=True)
 class Described:
     """One setting, as `--help` shows it."""
@@ -80,7 +90,8 @@ class Described:
 def describe(cls: type[BaseModel]) -> list[Described]:
     """Every setting below `cls` in the order of the code.
 
-    Those of a section are named `section.key`, and those of a list of sections `section.N.key`.
+    Those of a section are named `section.key`, and those of a list of sections `section.N.key`. Where sections of a
+    union have a key in common, its choices are those of all; default and docstring are the first one's.
     """
     lines: dict[str, Described] = {}
     for name, info in cls.model_fields.items():
@@ -91,8 +102,19 @@ def describe(cls: type[BaseModel]) -> list[Described]:
             lines[name] = Described(name, _type_text(info), default, info.description or "")
         for each in (below for section in inside for below in describe(section)):
             key = f"{name}.{ITEM}.{each.key}" if listed else f"{name}.{each.key}"
-            lines.setdefault(key, Described(key, each.type, each.default, each.doc))
+            first = lines.setdefault(key, Described(key, each.type, each.default, each.doc))
+            lines[key] = replace(first, type=_either(first.type, each.type))
     return list(lines.values())
+
+
+def _either(one: str, other: str) -> str:
+    """Two types in words as one; choices are joined."""
+    if one == other:
+        return one
+    if not (one.startswith(CHOICES) and other.startswith(CHOICES)):
+        return f"{one} or {other}"
+    words = [word for text in (one, other) for word in text.removeprefix(CHOICES).split(", ")]
+    return CHOICES + ", ".join(dict.fromkeys(words))
 
 
 def _is_list(annotation: Any) -> bool:
@@ -129,7 +151,7 @@ def _words(annotation: Any) -> str:
     if origin is Annotated:
         return _words(inner[0])
     if origin is Literal:
-        return "one of: " + ", ".join(str(choice) for choice in inner)
+        return CHOICES + ", ".join(str(choice) for choice in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(_words(each) for each in inner)
     if origin in (list, tuple, Sequence):

@@ -65,6 +65,19 @@ def short_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}"
 
 
+def short_bytes(value: float) -> str:
+    """A size in units of a thousand, wherever one is said: 950 B, 12.3 kB, 687 MB, 7.89 GB."""
+    short = short_number(value)
+    return f"{short[:-1]} {short[-1]}B" if short[-1].isalpha() else f"{short} B"
+
+
+def amount(value: float, unit: str) -> str:
+    """So much of something: 12.3k tokens, 1 text, 29.0 kB (the unit `B`)."""
+    if unit == "B":
+        return short_bytes(value)
+    return f"{short_number(value)} {unit.removesuffix('s') if value == 1 else unit}".rstrip()
+
+
 def short_time(seconds: float) -> str:
     """A duration as a person says it: 8s, 3m 20s, 2h 05m."""
     whole = max(0, round(seconds))
@@ -130,15 +143,18 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        amount = f"{short_number(self._done)} {self._unit}".rstrip() + ", " if self._done else ""
-        self._write(f"{self._description}: {amount}{short_time(time.monotonic() - self._started)}")
+        done = f"{amount(self._done, self._unit)}, " if self._done else ""
+        self._write(f"{self._description}: {done}{short_time(time.monotonic() - self._started)}")
 
     def _state(self) -> str:
         """`1.20M/4.00M tokens, 52.1k/s, 54s left`, as far as these are known."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         rate = self._done / elapsed
-        whole = f"/{short_number(self._total)}" if self._total is not None else ""
-        parts = [f"{short_number(self._done)}{whole} {self._unit}".rstrip(), f"{short_number(rate)}/s"]
+        shown = short_bytes if self._unit == "B" else short_number
+        done = amount(self._done, self._unit)
+        if self._total is not None:
+            done = f"{shown(self._done)}/{amount(self._total, self._unit)}"
+        parts = [done, f"{shown(rate)}/s"]
         if self._total is not None and self._done:
             parts.append(f"{short_time((self._total - self._done) / rate)} left")
         return ", ".join(parts)

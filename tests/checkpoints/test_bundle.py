@@ -159,7 +159,12 @@ def test_a_refusal_names_the_reason_and_the_right_method(bundles: dict[str, Bund
     assert "fill" in masked["perplexity"] and "fill" in masked["generate"]
     assert "generate" in decoder["fill_mask"] and "an encoder" in decoder["fill_mask"]
     assert "without a source" in seq2seq["perplexity"] and "seq2seq" in seq2seq["logprobs"]
-    assert "classification head" in decoder["classify"]
+    assert decoder["classify"].endswith("a scalar head; this one has a token head (lm)")
+
+
+def test_a_scalar_head_gives_its_score(tmp_path: Path) -> None:
+    found = load(saved_as(tmp_path / "m", "bert", "scalar")).classify("It was", "the age")
+    assert found.label == "score" and set(found.probabilities) == {"score"}
 
 
 @pytest.mark.parametrize("name", list(USES))

@@ -100,6 +100,22 @@ def test_rows_that_are_no_whole_blocks_are_stored_as_f16(tmp_path: Path) -> None
     load_gguf(tmp_path / "m.gguf")
 
 
+def test_a_table_of_characters_is_stored_as_bytes(tmp_path: Path) -> None:
+    """llama.cpp reads `precompiled_charsmap` only as a list of unsigned bytes."""
+    key = "tokenizer.ggml.precompiled_charsmap"
+    fields = {key: [0, 255, 7], "tokenizer.ggml.other": [0, 255, 7]}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    gguf_writing._write_fields(writer, fields)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    read = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    kinds = gguf.GGUFValueType
+    assert read[key].types == [kinds.ARRAY, kinds.UINT8] and read[key].contents() == fields[key]
+    assert read["tokenizer.ggml.other"].types == [kinds.ARRAY, kinds.INT32]  # the control: as it was before
+    assert read_header(tmp_path / "m.gguf").fields[key] == fields[key]
+
+
 # ------------------------------------------------------------------------------------------- read back by others
 
 

@@ -7,15 +7,29 @@ import os
 import subprocess
 import sys
 import threading
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from trivium.checkpoints.resolve import BUILT_IN, resolve_model
+from trivium.checkpoints.resolve import BUILT_IN, HUB_FILES, resolve_model
 from trivium.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAMES_ON_THE_HUB = {
+    *("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "chat_template.jinja"),
+    *(
+        "vocab.txt",
+        "merges.txt",
+        "vocab.bpe",
+        "vocab.json",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    ),
+    *("pytorch_model.bin", "modeling_x.py", "m.Q4_0.gguf"),
+}
 PROGRAM = """
 import json, sys
 from trivium.checkpoints.resolve import resolve_model
@@ -149,6 +163,11 @@ def test_hub_ids_are_found_in_the_cache_without_the_hub(tmp_path: Path) -> None:
             f"refused: there is no directory {name.partition(':')[0]}, and the Hugging Face"
         )
         assert "\n" not in answers[name]
+
+
+def test_every_file_of_a_tokenizer_is_fetched_and_no_pickle_or_code() -> None:
+    asked_for = {name for name in NAMES_ON_THE_HUB if any(fnmatch(name, pattern) for pattern in HUB_FILES)}
+    assert asked_for == NAMES_ON_THE_HUB - {"pytorch_model.bin", "modeling_x.py", "m.Q4_0.gguf"}
 
 
 def test_the_control_another_home_has_another_cache(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.small_models import refusal, result, saved, shown
+from trivium.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,19 @@ def test_vectors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lines[1] == pytest.approx(second, abs=1e-6) and len(lines) == 2
     table = shown(capsys, "embed", model, "A cat sleeps.", "A kitten naps.").splitlines()
     assert len(table) == 3 and table[0].split() == ["dimensions", "32"] and table[2].endswith("A kitten naps.")
+
+
+def test_what_cannot_be_followed_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The vector of a sentence is a mean here, whatever the model's files say: on stderr, unless --quiet."""
+    model = saved(tmp_path / "model", "bert", head="none")
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (model / "modules.json").write_text('[{"type": "x.Pooling", "path": "1_Pooling"}]')
+    for quiet, noted in ((), True), (("--quiet",), False):
+        assert main(["embed", str(model), "A cat sleeps.", "--json", *quiet]) == 0
+        said = capsys.readouterr()
+        assert ("embeddings here are the mean" in said.err) == ("reading texts: 1 text, " in said.err) == noted
+        assert said.out.count("\n") == 1
 
 
 def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

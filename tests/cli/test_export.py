@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.gguf_models import config_of, model_of, tokenizer
+from cli.small_models import refusal, saved, shown
 from trivium.checkpoints.bundle import load
 from trivium.checkpoints.directory import save_model_directory
 from trivium.cli import main
@@ -58,7 +59,16 @@ def test_for_people_the_figures_are_a_table(
     command = ["export", str(directory), "--to", "hf", "--out", str(tmp_path / "copy"), "--verify"]
     assert main([*command, "--device", "cpu"]) == 0
     said = capsys.readouterr()
-    assert "kl mean" in said.out and "same texts" in said.out and "comparing" in said.err
+    rows = dict(line.rsplit("  ", 1) for line in said.out.splitlines())
+    rows = {name.strip(): value for name, value in rows.items()}
+    assert rows["KL divergence, mean"] == "0.00e+00 nats" and rows["prompts tokenized alike"] == "32 of 32"
+    assert rows["verified"] == "True" and "comparing" in said.err
+
+
+def test_figures_that_a_model_has_not_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path / "model", "bert", head="none")
+    out = shown(capsys, "export", model, "--to", "hf", "--out", tmp_path / "copy", "--verify", "--device", "cpu")
+    assert "largest relative difference" in out and "positions" not in out and "distributions" not in out
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,15 @@ def test_what_is_refused_is_said_in_one_line(
     said = capsys.readouterr()
     assert answer in said.err and said.err.count("\n") == 1 and said.out == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "answer"),
+    [("bert", "to be a bert: head must be none (is lm); or save it"), ("t5", "this is an encoder-decoder: save it")],
+)
+def test_only_what_stands_against_a_model_of_its_kind_is_said(
+    family: str, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(tmp_path / "model", family)
+    said = refusal(capsys, "export", model, "--to", "gguf", "--out", tmp_path / "m.gguf")
+    assert answer in said and "decoder (is" not in said and said.endswith("as a Hugging Face directory (--to hf)")

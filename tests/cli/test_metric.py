@@ -15,9 +15,11 @@ def test_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tmp_path / "decoder", "llama")
     found = result(capsys, "metric", "perplexity", model, "--file", file)
     assert found.keys() == {"perplexity", "bits_per_byte", "nll", "num_tokens"}
-    for family, reason in (("bert", "a masked model has no perplexity"), ("t5", "without its source")):
+    for family, reason in (("bert", "a masked model has no perplexity"), ("t5", "without a source")):
         other = saved(tmp_path / family, family)
         assert reason in refusal(capsys, "metric", "perplexity", other, "--file", file)
+    headless = saved(tmp_path / "headless", "bert", head="none")
+    assert "perplexity needs a decoder" in refusal(capsys, "metric", "perplexity", headless, "--file", file)
 
 
 def test_rouge_and_bleu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

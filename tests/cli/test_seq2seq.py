@@ -29,6 +29,19 @@ def test_beams_and_rules(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert load(model).seq2seq("def wrap(text, width)", **settings).tokens == beams["tokens"]
 
 
+def test_gaps_can_be_told_apart(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that writes nothing but one sentinel: it stands in the text, shown and as JSON."""
+    bundle = load(model)
+    bias = bundle.model.state_dict()["head.bias"]
+    bias[bundle.tokenizer.sentinel_ids[1]] = 1e4
+    bundle.save(model.parent / "gaps")
+    command = ("seq2seq", model.parent / "gaps", "def <extra_id_0>", "--max-new-tokens", 2)
+    assert result(capsys, *command)["text"] == "<extra_id_1><extra_id_1>"
+    assert shown(capsys, *command) == "<extra_id_1><extra_id_1>\n"
+    bias[bundle.tokenizer.pad_id] = 2e4  # the control: other special tokens are no text
+    assert bundle.seq2seq("def <extra_id_0>", max_new_tokens=2).text == ""
+
+
 def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "num_beams" in refusal(capsys, "seq2seq", model, "text", "--num-beams", 0)
     assert "tokens with the special ones" in refusal(capsys, "seq2seq", model, "é" * 200)

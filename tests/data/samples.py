@@ -18,7 +18,8 @@ class ByteTokenizer:
     """One id for each byte of UTF-8, 256 for the end of a text, and 257 for its beginning."""
 
     vocab_size = 258
-    eos_id = 256
+    eos_id: int | None = 256
+    sep_id: int | None = None
     bos_id: int | None = 257
     fingerprint = "bytes"
 

@@ -16,7 +16,7 @@ from tokenizers import models, pre_tokenizers
 from data.samples import ByteTokenizer, WideByteTokenizer, random_documents, shards_of
 from trivium.data import shards as shards_module
 from trivium.data.corpus import standard_library_rows
-from trivium.data.shards import DOCUMENTS_NAME, INDEX_NAME, Shards, build_shards, open_shards
+from trivium.data.shards import DOCUMENTS_NAME, INDEX_NAME, Shards, build_shards, fingerprint_of, open_shards
 from trivium.errors import UserError
 from trivium.tokenizer.bpe import Tokenizer
 
@@ -193,10 +193,23 @@ def test_a_hostile_index_is_damaged_not_believed(tmp_path: Path) -> None:
 
 def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
     class Endless(ByteTokenizer):
-        eos_id = None  # type: ignore[assignment]
+        eos_id = None
 
-    with pytest.raises(UserError, match="no end-of-text token"):
+    with pytest.raises(UserError, match="neither an end-of-text token nor a separator"):
         shards_of(["a"], tmp_path / "s", Endless())
+
+
+def test_a_separator_closes_documents_where_nothing_else_does(tmp_path: Path) -> None:
+    class LikeBert(ByteTokenizer):
+        eos_id = None
+        sep_id = 256
+
+    class WithAnother(LikeBert):
+        sep_id = 257
+
+    shards = shards_of(["one", "two"], tmp_path / "s", LikeBert())
+    assert (shards.index.eos_id, shards.document(1).tolist()) == (256, [*b"two", 256])
+    assert fingerprint_of({}, LikeBert()) != fingerprint_of({}, WithAnother())
 
 
 def test_ids_outside_the_vocabulary_are_a_bug_that_is_noticed(tmp_path: Path) -> None:

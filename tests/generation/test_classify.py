@@ -110,7 +110,9 @@ def test_refusals(tokenizers: dict[str, Tokenizer]) -> None:
     with pytest.raises(UserError, match=r"text 0 has .* learned 512 positions"):
         classify(ours, tokenizers["bert"], ["é" * 600])
     plain = build_model(ModelConfig(kind="encoder", vocab_size=400, width=16, layers=1, heads=2))
-    with pytest.raises(UserError, match=r"classification needs .* a scalar head; .*: use fill-mask"):
+    with pytest.raises(
+        UserError, match=r"classification needs a model with .* a scalar head; this one has a token head \(lm\)$"
+    ):
         classify(plain, tokenizers["bert"], ["a"])
     assert classify(ours, tokenizers["bert"], []) == []
     with torch.no_grad():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Core
+from tokenizers.models import WordLevel
 from transformers import BartForConditionalGeneration, LlamaForCausalLM
 
 from trivium.errors import UserError
@@ -230,11 +232,15 @@ def test_pairs_that_cannot_be_scored(
 
 
 def test_models_without_perplexity_say_why(our_bart: EncoderDecoder, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"no perplexity of a text without its source"):
+    with pytest.raises(UserError, match=r"no perplexity without a source to predict the text from; use seq2seq$"):
         score_text(our_bart, tokenizer, "text")
     masked = build_model(ModelConfig(kind="encoder", vocab_size=400, width=16, layers=1, heads=2))
     with pytest.raises(UserError, match=r"a masked model has no perplexity: it predicts a token from both sides"):
         score_text(masked, tokenizer, "text")
+    vectors = build_model(ModelConfig(kind="encoder", head="none", vocab_size=400, width=16, layers=1, heads=2))
+    nameless = Tokenizer(Core(WordLevel({"[UNK]": 0}, unk_token="[UNK]")))  # has no token to stand before a text
+    with pytest.raises(UserError, match=r"perplexity needs a decoder .* an encoder with no head: use embed"):
+        score_text(vectors, nameless, "text")
     judge = build_model(ModelConfig(vocab_size=400, width=16, layers=1, heads=2, head="scalar"))
     with pytest.raises(UserError, match=r"perplexity needs a decoder .* with a scalar head: use classify"):
         score_text(judge, tokenizer, "text")

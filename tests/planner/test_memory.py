@@ -99,6 +99,17 @@ TWO_STACKS: dict[str, dict[str, Any]] = {
     },
     "bloom": {**SHAPES["gpt2"], "positions": "alibi", "embedding_norm": True},
     "t5 encoder": {"kind": "encoder", "positions": "relative"},
+    "gemma2": {
+        "norm": "rmsnorm_around_one",
+        "norm_placement": "sandwich",
+        "attention_softcap": 50.0,
+        "sliding_window": 32,
+        "full_attention_layers": (1,),
+        "embedding_scale": 0,
+        "kv_heads": 2,
+    },
+    "qwen3": {"qk_norm": "head", "kv_heads": 2, "head_width": 48},
+    "neox": {**SHAPES["gpt2"], "positions": "rotary", "residual": "parallel", "rope_share": 0.25},
 }
 
 

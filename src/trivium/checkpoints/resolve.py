@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from trivium.errors import UserError, nearest
+from trivium.tokenizer.formats import NAMES as VOCABULARY_FILES
 
 T = TypeVar("T")
 
 # What is fetched of a hub repository: never pickles, never code.
-TOKENIZER_FILES = ["vocab.txt", "merges.txt", "vocab.bpe", "tokenizer.model", "spiece.model"]
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md", *TOKENIZER_FILES]
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md", *sorted(VOCABULARY_FILES)]
 GGUF = ".gguf"
 # File names listed in one message; more are counted.
 LISTED = 6

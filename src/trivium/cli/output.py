@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trivium.progress import SILENT, Progress, TerminalProgress
+from trivium.progress import SILENT, Progress, TerminalProgress, short_bytes
 from trivium.runtime import world_from_environment
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, everything else to stderr.")]
@@ -87,7 +87,7 @@ def run_table(summary: Mapping[str, Any]) -> str:
         "held out": _held_out(summary.get("held_out") or {}),
         **{name: summary[name] for name in ("steps", "final_loss", "tokens_per_second") if name in summary},
         **{
-            name.removesuffix("_bytes"): f"{summary[name] / 2**20:,.0f} MiB"
+            name.removesuffix("_bytes"): short_bytes(summary[name])
             for name in ("peak_bytes", "planned_peak_bytes")
             if summary.get(name) is not None
         },

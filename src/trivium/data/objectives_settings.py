@@ -176,7 +176,7 @@ OBJECTIVES_OF: dict[Kind, tuple[ObjectiveName, ...]] = {
     "encoder-decoder": ("spans", "denoise", "mixture", "prefix", "pairs"),
 }
 
-_NEEDS_SOURCE = "it writes a target while it reads a source, and a {kind} has one stack for one text"
+_NEEDS_SOURCE = "it writes a target while it reads a source, and {kind} has one stack for one text"
 _WHY_NOT: dict[tuple[ObjectiveName, Kind], str] = {
     ("causal", "encoder"): "an encoder sees the token it is to predict, since it sees both sides",
     (
@@ -186,7 +186,7 @@ _WHY_NOT: dict[tuple[ObjectiveName, Kind], str] = {
     ("prefix", "encoder"): "an encoder sees the token it is to predict, since it sees both sides",
     ("masked", "decoder"): "a decoder sees the past only, so it cannot restore a hidden token from both sides",
     ("masked", "encoder-decoder"): "its decoder writes a text of its own; `spans` and `denoise` restore what is hidden",
-    ("pairs", "decoder"): f"{_NEEDS_SOURCE.format(kind='decoder')}; answers to prompts are a matter of finetuning",
+    ("pairs", "decoder"): f"{_NEEDS_SOURCE.format(kind='a decoder')}; answers to prompts are a matter of finetuning",
 }
 
 
@@ -194,7 +194,9 @@ def refuse_objective(objective: ObjectiveName, kind: Kind) -> None:
     """UserError with the reason where a model of this kind cannot learn this objective."""
     allowed = OBJECTIVES_OF[kind]
     if objective not in allowed:
-        reason = _WHY_NOT.get((objective, kind), _NEEDS_SOURCE.format(kind=kind))
+        reason = _WHY_NOT.get(
+            (objective, kind), _NEEDS_SOURCE.format(kind="an encoder" if kind == "encoder" else f"a {kind}")
+        )
         homes = " or ".join(name for name, objectives in OBJECTIVES_OF.items() if objective in objectives)
         raise UserError(
             f"objective.name={objective} is not for model.kind={kind}: {reason}; choose "

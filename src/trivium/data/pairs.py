@@ -19,7 +19,8 @@ from trivium.data.readers import read_rows
 from trivium.data.row import Row, place
 from trivium.data.rows import Conversation, Pair, parse_row
 from trivium.data.settings import DataSettings
-from trivium.data.shards import Shards, TextEncoder, build_shards, fingerprint_of
+from trivium.data.shards import Shards, build_shards, fingerprint_of
+from trivium.data.text_encoder import TextEncoder
 from trivium.data.split import is_held_out
 from trivium.data.streams import read_lines
 from trivium.errors import UserError

@@ -26,11 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trivium.data.text_encoder import TextEncoder, closing_id
 from trivium.errors import UserError
 from trivium.files import TEMPORARY_PREFIX, sha256_of_file, staged_directory
 from trivium.progress import SILENT, Progress
@@ -49,34 +50,6 @@ _BATCH_CHARACTERS = 1 << 19
 _PIECE_CHARACTERS = 1 << 13
 _PIECE_END = re.compile(r"(?<=\S)\n(?=\S)")
 _PROBES = [(first + "\n", second) for first in "a1.é" for second in "a1.é"]
-
-
-class TextEncoder(Protocol):
-    """What building shards asks of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many ids there are."""
-        ...
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id that begins a document, if there is one."""
-        ...
-
-    @property
-    def eos_id(self) -> int | None:
-        """The id that ends a document."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever the ids of some text would."""
-        ...
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, without beginning or end marks."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +130,7 @@ class Shards:
 
 def fingerprint_of(made_from: Mapping[str, Any], tokenizer: TextEncoder) -> str:
     """Hash of everything the ids depend on."""
-    marks = [tokenizer.bos_id, tokenizer.eos_id]  # which ids they are is written beside the tokenizer, not in it
+    marks = [tokenizer.bos_id, closing_id(tokenizer)]  # which ids they are is written beside the tokenizer, not in it
     parts = {"format": FORMAT, "made_from": made_from, "tokenizer": tokenizer.fingerprint, "marks": marks}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -178,8 +151,12 @@ def build_shards(
     `made_from` says what the documents are (names, hashes, settings; plain JSON values). `documents` is not touched
     when nothing has to be built. `verify` re-reads the shards that are there and compares their SHA-256.
     """
-    if tokenizer.eos_id is None:
-        raise UserError("the tokenizer has no end-of-text token, which must close every document; train one with it")
+    eos_id = closing_id(tokenizer)
+    if eos_id is None:
+        raise UserError(
+            "the tokenizer has neither an end-of-text token nor a separator, one of which must close every document; "
+            "train one with it"
+        )
     made_from = {**made_from, "shard_tokens": shard_tokens}
     fingerprint = fingerprint_of(made_from, tokenizer)
     with _locked(directory):
@@ -194,7 +171,7 @@ def build_shards(
         progress.start(f"Tokenizing {description}", unit="tokens")
         try:
             with staged_directory(directory) as stage:
-                writer = _ShardWriter(stage, tokenizer, tokenizer.eos_id, shard_tokens, progress)
+                writer = _ShardWriter(stage, tokenizer, eos_id, shard_tokens, progress)
                 writer.write(documents)
                 index = writer.index(fingerprint, made_from)
                 (stage / INDEX_NAME).write_bytes(_index_bytes(asdict(index)))

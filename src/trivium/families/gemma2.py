@@ -105,8 +105,8 @@ def read_gemma(
     window = values.get("sliding_window", USUAL_WINDOW)
     cap = read_cap(values, "final_logit_softcapping", logit_cap, origin)
     scalar = stated(values, "query_pre_attn_scalar", 256)
-    if not isinstance(scalar, int | float) or not 0 < scalar <= LARGEST_SCALE:
-        raise UserError(f"{origin}: query_pre_attn_scalar is {shown(scalar)}: give a number above 0")
+    if type(scalar) is not int or not 0 < scalar <= LARGEST_SCALE:
+        raise UserError(f"{origin}: query_pre_attn_scalar is {shown(scalar)}: give a whole number above 0")
     config = build(
         {
             **found,
@@ -148,9 +148,7 @@ def write_gemma(config: ModelConfig, fields: Fields, *, logit_cap: float | None)
     so that the `lm` head finds it again.
     """
     cap = config.logit_softcap if config.head == "lm" else logit_cap
-    scalar = config.attention_scale**-2 if config.attention_scale else config.head_width
-    if abs(scalar - round(scalar)) < 1e-6 * scalar:  # the published ones are whole; a power of -2 is so nearly
-        scalar = round(scalar)
+    scalar = round(config.attention_scale**-2) if config.attention_scale else config.head_width
     return {
         **write_fields(config, fields),
         **write_head(config),

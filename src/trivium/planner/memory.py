@@ -169,8 +169,12 @@ def _block_bytes(config: ModelConfig, rows: int, length: int, precision: Precisi
     """What one block keeps."""
     tokens, item = rows * length, _item_bytes(precision)
     residual = 2 * (tokens * config.width * FP32 + _statistics_bytes(config, tokens))
+    if config.residual == "parallel":  # both norms read the same
+        residual -= tokens * config.width * FP32
+    if config.norm_placement == "sandwich":
+        residual += 2 * (tokens * config.width * FP32 + _statistics_bytes(config, tokens))
     # What the linear layers read: cast once where it comes from a norm, and once by each layer where it does not.
-    readers = 2 if config.norm_placement == "pre" or item == FP32 else 3 + (2 if config.mlp == "gated" else 1)
+    readers = 2 if config.norm_placement != "post" or item == FP32 else 3 + (2 if config.mlp == "gated" else 1)
     read = readers * tokens * config.width * item
     if config.mlp == "gated":
         inner_tensors = 3
@@ -194,6 +198,13 @@ def _attention_bytes(config: ModelConfig, rows: int, length: int, item: int) -> 
     tokens = rows * length
     query, key = config.heads * config.head_width, config.kv_heads * config.head_width
     scores = rows * config.heads * length**2
+    if config.qk_norm == "head":  # what is normed, and a deviation for each head
+        heads = config.heads + config.kv_heads
+        return _attention_bytes(config.model_copy(update={"qk_norm": "none"}), rows, length, item) + (
+            tokens * heads * FP32 * (config.head_width + 1)
+        )
+    if config.attention_softcap:  # the capped scores and the probabilities
+        return tokens * (2 * query + 2 * key) * item + 2 * FP32 * scores
     if config.positions == "relative" and not config.attention_dropout:  # no fused kernel gives the bias's gradient
         return item * tokens * query + FP32 * (3 * tokens * query + scores)
     if config.attention_dropout:

@@ -60,11 +60,13 @@ def written(
     pairs: HeldOutPairs,
     *,
     num_beams: int = 1,
+    description: str = "writing held-out targets",
     should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> list[str]:
     """What the model writes for each source: the likeliest token after another, or by beam search.
 
+    `description` is what `progress` calls the work.
     Raises EvaluationInterrupted once `should_stop()` is true.
     """
     objective = material.recipe.objective
@@ -72,7 +74,7 @@ def written(
     most = min(objective.max_target_tokens, material.recipe.data.sequence_length)
     settings = GenerationSettings(max_new_tokens=most, temperature=0.0, num_beams=num_beams)
     texts: list[str] = []
-    progress.start("generate", total=len(pairs.sources), unit="texts")
+    progress.start(description, total=len(pairs.sources), unit="texts")
     for start in range(0, len(pairs.sources), PAIRS_AT_ONCE):
         if should_stop():
             raise EvaluationInterrupted

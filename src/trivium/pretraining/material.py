@@ -73,13 +73,12 @@ class Material:
 
 def prepare_material(recipe: PretrainRecipe, tokenizer: Tokenizer, progress: Progress) -> Material:
     """Tokenize what `recipe` names, or find it tokenized."""
-    encoder = _Closing(tokenizer)
     if isinstance(recipe.objective, PairsSettings):
         found: Prepared | PreparedPairs = prepare_pairs(
-            recipe.data, recipe.objective.languages, encoder, progress=progress
+            recipe.data, recipe.objective.languages, tokenizer, progress=progress
         )
     else:
-        found = prepare(recipe.data, encoder, progress=progress)
+        found = prepare(recipe.data, tokenizer, progress=progress)
     return Material(recipe, tokenizer, found)
 
 
@@ -93,22 +92,6 @@ def refuse_tokenizer(recipe: PretrainRecipe, tokenizer: Tokenizer) -> None:
     if not isinstance(recipe.objective, CausalSettings):
         marks = marks_of(tokenizer, recipe.objective, recipe.model.decoder_start_id)
         refuse_missing_marks(recipe.objective, recipe.model.kind, marks)
-
-
-class _Closing:
-    """A tokenizer of texts that are to be closed: where it has no end-of-text token, its separator does it.
-
-    Shards need a mark between documents; what a model reads are the documents without it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.vocab_size, self.bos_id, self.fingerprint = tokenizer.vocab_size, tokenizer.bos_id, tokenizer.fingerprint
-        self.eos_id = tokenizer.sep_id if tokenizer.eos_id is None else tokenizer.eos_id
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, nothing added."""
-        return self._tokenizer.encode_batch(texts)
 
 
 def num_cut_pairs(source: PackedSource) -> int:

@@ -74,7 +74,8 @@ def _of_decoder(model: Decoder, material: Material, progress: Progress) -> dict[
     documents = _up_to(held_out_texts(material.recipe.data), MEASURED_CHARACTERS)
     if not documents:
         return {}
-    total = sum_scores(score_documents(model, tokenizer, documents, progress=progress))
+    scored = score_documents(model, tokenizer, documents, progress=progress, description="measuring held-out text")
+    total = sum_scores(scored)
     counts = Counter(token for ids in tokenizer.encode_batch(documents) for token in ids)
     return {
         "held_out": {
@@ -115,8 +116,9 @@ def final_scores(model: EncoderDecoder, material: Material, progress: Progress) 
     pairs = held_out_pairs(material, objective.validation_pairs_to_generate)
     assert pairs is not None
     found = {}
-    for way, num_beams in (("greedy", 1), ("beam", objective.num_beams)):
-        texts = written(model, material, pairs, num_beams=num_beams, progress=progress)
+    for way, num_beams, words in (("greedy", 1, "greedy"), ("beam", objective.num_beams, "beam search")):
+        what = f"writing held-out targets ({words})"
+        texts = written(model, material, pairs, num_beams=num_beams, description=what, progress=progress)
         for name, value in scores(objective.generate_and_score, texts, pairs.targets).items():
             found[f"{name}_{way}"] = value
     return found

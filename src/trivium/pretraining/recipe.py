@@ -26,7 +26,8 @@ class TokenizerSettings(Settings):
     """Which tokenizer turns text into ids."""
 
     path: str | None = None
-    """A directory or `tokenizer.json` to use as it is; null learns a new tokenizer from the training text."""
+    """A directory or `tokenizer.json` to use as it is; null learns a new tokenizer from the training text, or takes
+    that of the model in `start_from`."""
     vocab_size: int = Field(default=8192, ge=260)
     """How many entries to learn, special tokens included; the smallest size learns no merges: one token a byte. With
     `path` it is not read: the model then has as many as that tokenizer."""
@@ -65,7 +66,7 @@ class PretrainRecipe(Settings):
     causal, encoder: masked, encoder-decoder: spans)."""
     start_from: str | None = None
     """A model (directory, run directory or hub id) whose weights the run begins with; `model` is then left out and is
-    that model's. The tokenizer must be that model's too. Null: fresh weights."""
+    that model's, and so is the tokenizer, which need not be named. Null: fresh weights."""
     model: ModelConfig
     """The shape of the model; `family` (bert, t5, llama, marian, ...) fills in what makes it one of that family, and
     `kind` alone chooses bert, t5 or llama; `vocab_size`, `max_positions` and `decoder_start_id` follow tokenizer and
@@ -104,7 +105,23 @@ class PretrainRecipe(Settings):
     def _can_be_learned(self) -> PretrainRecipe:
         refuse_objective(self.objective.name, self.model.kind)
         if self.model.head != "lm":
+            if self.start_from is not None:
+                raise ValueError(
+                    f"start_from: {self.start_from} has no token scores to learn (its head is {self.model.head}): name "
+                    "a model with the head lm, such as the one it was made from"
+                )
             raise ValueError(f"model.head={self.model.head} has no token scores to learn: leave it out")
+        wanted, known = self.data.sequence_length, self.model.max_positions
+        if self.model.positions == "learned" and wanted > known:
+            if self.start_from is not None:
+                raise ValueError(
+                    f"data.sequence_length={wanted}, but {self.start_from} (start_from) has learned {known} positions: "
+                    f"set data.sequence_length={known} or less"
+                )
+            raise ValueError(
+                f"data.sequence_length={wanted}, but model.max_positions={known} positions are learned: leave "
+                "max_positions out, or lower sequence_length"
+            )
         return self
 
 
@@ -113,10 +130,14 @@ def _shape_of(name: str) -> ModelConfig:
     from trivium.checkpoints.config_files import read_config  # only where it is needed: `--help` stays quick
     from trivium.checkpoints.resolve import resolve_model
 
-    path = resolve_model(name)
-    if path.is_file():
-        raise UserError(f"start_from: {path} is a file; turn it into a directory first: trivium export --to hf")
-    return read_config(path)[1]
+    try:
+        path = resolve_model(name)
+        if path.is_file():
+            cure = f"trivium export {name} --to hf --out DIRECTORY"
+            raise UserError(f"{path} is a GGUF file; make it a directory first ({cure}) and name that")
+        return read_config(path)[1]
+    except UserError as error:
+        raise UserError(f"start_from: {error}") from None
 
 
 def _of_family(model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

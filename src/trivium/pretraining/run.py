@@ -41,7 +41,7 @@ from trivium.pretraining.measure import data_facts, held_out_measure, model_fact
 from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.samples import draw_samples
-from trivium.progress import SILENT, Progress, short_number
+from trivium.progress import SILENT, Progress, short_bytes, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
@@ -129,7 +129,7 @@ class _Run:
             if self.runtime.is_main:
                 self._learn_tokenizer()
         with self.peers.together():
-            tokenizer = Tokenizer.load(self.recipe.tokenizer.path or self.directory / TOKENIZER)
+            tokenizer = self._tokenizer()
             refuse_tokenizer(self.recipe, tokenizer)
             material = prepare_material(self.recipe, tokenizer, self.progress)
         plan = planned_memory(self.recipe)
@@ -141,6 +141,17 @@ class _Run:
         model = self._begin(config)
         result = self._train(model, config, material, source)
         return self._finish(model, material, plan, result)
+
+    def _tokenizer(self) -> Tokenizer:
+        """The recipe's tokenizer: named, that of the model to start from, or the one learned."""
+        path, start = self.recipe.tokenizer.path, self.recipe.start_from
+        if start is None:
+            return Tokenizer.load(path or self.directory / TOKENIZER)
+        theirs = Tokenizer.load(resolve_model(start))
+        # The weights know what the ids of their own tokenizer mean, and no others.
+        if path is not None and Tokenizer.load(path).fingerprint != theirs.fingerprint:
+            raise UserError(f"tokenizer.path={path} is another tokenizer than that of start_from={start}: leave it out")
+        return theirs
 
     def _begin(self, config: ModelConfig) -> Model:
         """The model before its first step."""
@@ -156,9 +167,10 @@ class _Run:
         return model.train()
 
     def _learn_tokenizer(self) -> None:
-        """Learn a tokenizer and keep it in the run, unless it is there already or the recipe names one."""
+        """Learn a tokenizer and keep it in the run, unless it is there already or the recipe says which."""
         own, recipe = self.directory / TOKENIZER, self.recipe
-        if recipe.tokenizer.path is None and not (own / "tokenizer.json").is_file():
+        named = recipe.tokenizer.path or recipe.start_from
+        if named is None and not (own / "tokenizer.json").is_file():
             texts, size = tokenizer_texts(recipe), recipe.tokenizer.vocab_size
             Tokenizer.train(texts=texts, vocab_size=size, kind=recipe.model.kind, progress=self.progress).save(own)
 
@@ -168,7 +180,7 @@ class _Run:
         self.progress.note(
             f"{short_number(num_parameters(config))} parameters; {steps} steps of {data.rows_per_step} rows of "
             f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
-            f"{short_number(material.num_tokens)} tokens; planned memory {short_number(self.planned_peak_bytes)}B"
+            f"{short_number(material.num_tokens)} tokens; planned memory {short_bytes(self.planned_peak_bytes)}"
         )
         if cut := num_cut_pairs(source):
             self.progress.note(f"{cut} pairs are longer than data.sequence_length={data.sequence_length} and were cut")

@@ -32,6 +32,8 @@ from trivium.progress import Progress
 # So many held-out texts are shown, of so many positions at most.
 HELD_OUT_SAMPLES = 4
 SAMPLE_POSITIONS = 64
+# What the progress of a run calls it.
+SAMPLING = "writing samples"
 
 Sample = dict[str, Any]
 
@@ -57,7 +59,9 @@ def continuations(model: Decoder, material: Material, progress: Progress) -> lis
         seed=recipe.seed,
     )
     shown = settings.model_dump(include={"max_new_tokens", "temperature", "top_p", "seed"})
-    results = generate(model, material.tokenizer, recipe.sample_prompts, settings, progress=progress)
+    results = generate(
+        model, material.tokenizer, recipe.sample_prompts, settings, progress=progress, description=SAMPLING
+    )
     return [
         {"prompt": prompt, "text": result.text, "settings": shown}
         for prompt, result in zip(recipe.sample_prompts, results, strict=True)
@@ -106,7 +110,7 @@ def targets_of_sources(model: EncoderDecoder, material: Material, progress: Prog
     sources = [example.source.tolist() for example in examples if example.source is not None]
     settings = GenerationSettings(max_new_tokens=recipe.sample_tokens, temperature=0.0)
     prompts: list[str | list[int]] = [*recipe.sample_prompts, *sources]
-    results = generate(model, tokenizer, prompts, settings, progress=progress)
+    results = generate(model, tokenizer, prompts, settings, progress=progress, description=SAMPLING)
     samples: list[Sample] = [
         {"prompt": prompt if isinstance(prompt, str) else shown(prompt), "text": shown(result.tokens)}
         for prompt, result in zip(prompts, results, strict=True)

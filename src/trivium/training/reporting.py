@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trivium.progress import Progress, short_number
+from trivium.progress import Progress, short_bytes, short_number
 from trivium.training.gradients import StepReport
 from trivium.training.log import MetricsLog, Record
 from trivium.training.memory import current_bytes
@@ -98,7 +98,7 @@ def line(record: Record, steps: int) -> str:
         f"step {record['step']}/{steps}: loss {record['loss']:.4f}",
         f"lr {record['learning_rate']:.2e}",
         f"{short_number(record['tokens_per_second'])} tokens/s",
-        f"{short_number(record['memory_bytes'])}B",
+        short_bytes(record["memory_bytes"]),
     ]
     if "mfu" in record:
         parts.insert(3, f"MFU {record['mfu']:.0%}")
