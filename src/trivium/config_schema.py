@@ -91,7 +91,7 @@ def describe(cls: type[BaseModel]) -> list[Described]:
     """Every setting below `cls` in the order of the code.
 
     Those of a section are named `section.key`, and those of a list of sections `section.N.key`. Where sections of a
-    union have a key in common, its choices are those of all; default and docstring are the first one's.
+    union have a key in common, its choices (or else its defaults) are those of all; the docstring is the first one's.
     """
     lines: dict[str, Described] = {}
     for name, info in cls.model_fields.items():
@@ -103,18 +103,18 @@ def describe(cls: type[BaseModel]) -> list[Described]:
         for each in (below for section in inside for below in describe(section)):
             key = f"{name}.{ITEM}.{each.key}" if listed else f"{name}.{each.key}"
             first = lines.setdefault(key, Described(key, each.type, each.default, each.doc))
-            lines[key] = replace(first, type=_either(first.type, each.type))
+            lines[key] = _of_both(first, each)
     return list(lines.values())
 
 
-def _either(one: str, other: str) -> str:
-    """Two types in words as one; choices are joined."""
-    if one == other:
-        return one
-    if not (one.startswith(CHOICES) and other.startswith(CHOICES)):
-        return f"{one} or {other}"
-    words = [word for text in (one, other) for word in text.removeprefix(CHOICES).split(", ")]
-    return CHOICES + ", ".join(dict.fromkeys(words))
+def _of_both(first: Described, other: Described) -> Described:
+    """A key of two sections of a union as one setting."""
+    if first.type.startswith(CHOICES) and other.type.startswith(CHOICES):
+        words = [word for each in (first, other) for word in each.type.removeprefix(CHOICES).split(", ")]
+        return replace(first, type=CHOICES + ", ".join(dict.fromkeys(words)))
+    if first.default is None or other.default is None or other.default in first.default.split(" or "):
+        return first
+    return replace(first, default=f"{first.default} or {other.default}")
 
 
 def _is_list(annotation: Any) -> bool:

@@ -75,6 +75,10 @@ def test_directories_runs_and_files(tmp_path: Path) -> None:
         resolve_model(alone)
     with pytest.raises(UserError, match=r"is a file; a model is a directory with config\.json.*, or a \.gguf file"):
         resolve_model(model / "config.json")
+    (tmp_path / "two").mkdir()
+    run.rename(tmp_path / "two" / "pretrain")  # as quickstart writes several runs into one directory
+    with pytest.raises(UserError, match=r"two is not a model itself: name one of \S+/two/pretrain/model$"):
+        resolve_model(tmp_path / "two")
     with pytest.raises(UserError, match=r"did you mean .*x\.gguf\?"):
         resolve_model(alone / "xx.gguf")
 

@@ -77,6 +77,8 @@ def test_figures_that_a_model_has_not_are_not_shown(tmp_path: Path, capsys: pyte
         (("--to", "onnx", "--out", "x"), "there is no format onnx: use hf or gguf"),
         (("--to", "gguf", "--out", "x"), "needs a file whose name ends in .gguf"),
         (("--to", "hf", "--out", "x", "--dtype", "q4_0"), "hf cannot be written in q4_0"),
+        (("--to", "hf", "--out", "/"), "/ exists and holds no model, so it is not replaced"),
+        (("--to", "hf", "--out", __file__), "test_export.py exists and holds no model, so it is not replaced"),
         (("--to", "gguf"), "Missing option '--out'"),
     ],
 )

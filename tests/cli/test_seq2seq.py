@@ -8,6 +8,7 @@ import pytest
 
 from cli.small_models import refusal, result, saved, shown
 from trivium.checkpoints.bundle import load
+from trivium.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,11 @@ def test_gaps_can_be_told_apart(model: Path, capsys: pytest.CaptureFixture[str])
     assert shown(capsys, *command) == "<extra_id_1><extra_id_1>\n"
     bias[bundle.tokenizer.pad_id] = 2e4  # the control: other special tokens are no text
     assert bundle.seq2seq("def <extra_id_0>", max_new_tokens=2).text == ""
+    bundle.save(model.parent / "silent")
+    for quiet, noted in ((), True), (("--quiet",), False):
+        assert main(["seq2seq", str(model.parent / "silent"), "def", "--max-new-tokens", "2", *quiet]) == 0
+        said = capsys.readouterr()
+        assert said.out == "\n" and ("(the text is empty)" in said.err) == noted
 
 
 def test_refusals(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,8 @@ def test_help_shows_the_settings_of_every_objective() -> None:
     settings = {setting.key: setting for setting in describe(PretrainRecipe)}
     assert {"objective.name", "objective.mask_share", "objective.mean_span", "objective.languages"} <= settings.keys()
     assert settings["objective.name"].type == "one of: " + ", ".join(OBJECTIVES)
+    assert settings["objective.mask_share"].default == "0.15 or 0.0", "of masked, of denoise"
+    assert settings["objective.mean_span"].default == "3.0"
     assert settings["model.kind"].type == "one of: decoder, encoder, encoder-decoder"
     assert "one of: masked\n" not in settings_help(PretrainRecipe)
 

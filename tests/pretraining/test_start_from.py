@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from pretraining.small_runs import as_left_at
 from pretraining.test_run import same_runs
 from trivium.checkpoints.directory import load_model_directory, save_model_directory
+from trivium.cli.output import run_table
 from trivium.config import build_settings, dump_recipe, load_recipe
 from trivium.errors import UserError
 from trivium.families import FAMILIES
@@ -21,7 +24,7 @@ from trivium.pretraining.material import prepare_material
 from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
-from trivium.progress import SILENT
+from trivium.progress import SILENT, TerminalProgress
 from trivium.runtime import choose_runtime
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.evaluate import evaluate_loss
@@ -119,12 +122,30 @@ def test_the_tokenizer_may_be_named_and_another_is_refused(folder: Path) -> None
     assert not (folder / "refused").exists()
 
 
+def test_what_a_run_does_is_said_in_words(folder: Path) -> None:
+    said = io.StringIO()
+    scored = {"name": "pairs", "generate_and_score": "bleu", "validation_pairs_to_generate": 1}
+    recipe = further(folder, "said", objective=scored, training={"steps": 1})
+    summary = pretrain(recipe, progress=TerminalProgress(said))
+    lines = said.getvalue().splitlines()
+    for work in ("writing held-out targets (greedy)", "writing held-out targets (beam search)", "writing samples"):
+        assert f"{work} ..." in lines, said.getvalue()
+    assert any(line.startswith("writing held-out targets (greedy): 1 text, ") for line in lines)
+    assert any(re.search(r"planned memory \d\S* [kMG]B$", line) for line in lines)
+    assert any(re.match(r"step 1/1: .* tokens/s, .*\d [kMG]B$", line) for line in lines)
+    assert not re.search(r"\d[kMG]B|[KMG]iB|generate", said.getvalue())
+    assert re.search(r"\npeak +\d\S* [kMG]B\nplanned peak +\d\S* [kMG]B\n", run_table(summary))
+
+
 def test_what_cannot_be_started_from_is_refused_with_a_cure(folder: Path) -> None:
     gguf = folder / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    with pytest.raises(UserError, match=r"start_from: .*is a GGUF file; .*trivium export .* --to hf --out") as caught:
+    with pytest.raises(UserError, match=r"start_from: .*is a GGUF file: .*trivium export .* --to hf --out") as caught:
         further(folder, "never", start_from=str(gguf))
     assert "\n" not in str(caught.value)
+    shape = further(folder, "never").model
+    with pytest.raises(UserError, match=r"start_from: .*is a GGUF file: "):  # also where `model` says the shape
+        pretrain(further(folder, "never", start_from=str(gguf), model=shape.model_dump()))
     with pytest.raises(UserError, match="start_from: there is no model"):
         further(folder, "never", start_from=str(folder / "absent"))
     with pytest.raises(UserError, match=r"has learned 48 positions: set data\.sequence_length=48 or less"):

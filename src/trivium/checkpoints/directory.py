@@ -71,7 +71,7 @@ def save_model_directory(
     belongs to (None: the first that fits). Raises UserError when no published family has models of this shape, and when
     `path` holds something else.
     """
-    path = _replaceable(path)
+    path = replaceable(path)
     member_of = chosen_family(config, family)
     with staged_directory(path) as stage:
         ids = special_ids(member_of, tokenizer, eos_ids)
@@ -97,7 +97,7 @@ def save_weights(
     largest_shard_bytes: int = LARGEST_SHARD_BYTES,
 ) -> None:
     """Write config.json and the weights alone, as `save_model_directory` does: for a model without a tokenizer."""
-    path = _replaceable(path)
+    path = replaceable(path)
     member_of = chosen_family(config, family)
     with staged_directory(path) as stage:
         values = config_values(config, member_of, _name(dtype), special_ids(member_of, None))
@@ -192,7 +192,7 @@ def _fresh_head(
     return {name: tensor.detach().to(device, dtype) for name, tensor in holder.named_parameters()}
 
 
-def _replaceable(path: str | Path) -> Path:
+def replaceable(path: str | Path) -> Path:
     """The path of a model directory to write; UserError when something else is there."""
     path = Path(path)
     if (path.exists() and not path.is_dir()) or not (is_vacant(path) or (path / CONFIG).is_file()):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from trivium.checkpoints.bundle import Bundle, load
-from trivium.checkpoints.directory import save_model_directory
-from trivium.checkpoints.gguf_writing import GgufDtype, save_gguf
+from trivium.checkpoints.directory import replaceable, save_model_directory
+from trivium.checkpoints.gguf_writing import GgufDtype, replaceable_file, save_gguf
 from trivium.checkpoints.model_card import use_of
 from trivium.checkpoints.resolve import GGUF
 from trivium.checkpoints.verification import TOLERANCES, Verification, compare
@@ -93,7 +93,10 @@ def export(
 
 
 def stored_dtype(to: str, out: Path, dtype: str | None) -> GgufDtype:
-    """The dtype to store weights in; UserError for a format, a name or a dtype that do not go together."""
+    """The dtype to store weights in; UserError for a format, a name or a dtype that do not go together.
+
+    Also for a name that something else has: all that can be told before a model is there.
+    """
     if to not in USUAL_DTYPE:
         raise UserError(f"there is no format {to}: use {' or '.join(USUAL_DTYPE)}")
     known = get_args(Precision if to == "hf" else GgufDtype)
@@ -103,6 +106,10 @@ def stored_dtype(to: str, out: Path, dtype: str | None) -> GgufDtype:
     if (to == "gguf") != (out.suffix == GGUF):
         wanted = f"a file whose name ends in {GGUF}" if to == "gguf" else "a directory"
         raise UserError(f"{out}: {to} needs {wanted}")
+    if to == "gguf":
+        replaceable_file(out)
+    else:
+        replaceable(out)
     return cast(GgufDtype, stored)
 
 

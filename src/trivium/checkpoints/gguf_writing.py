@@ -95,9 +95,7 @@ def save_gguf(
     (none: the tokenizer's end-of-text token). Raises UserError when no architecture of GGUF files has models of this
     shape, and for weights that `dtype` cannot hold.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} exists and is no file, so it is not replaced: choose another name")
+    path = replaceable_file(path)
     architecture = architecture_for(config)
     state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     with torch.device("meta"):
@@ -129,6 +127,14 @@ def save_gguf(
         finally:
             writer.close()
     progress.finish()
+
+
+def replaceable_file(path: str | Path) -> Path:
+    """The path of a file to write; UserError when something else is there."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} exists and is no file, so it is not replaced: choose another name")
+    return path
 
 
 def _all_fields(

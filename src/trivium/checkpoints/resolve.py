@@ -89,6 +89,9 @@ def _in_directory(path: Path) -> Path:
         return files[0]
     if files:
         raise UserError(f"{path} holds several GGUF files: name one of {_listed(file.name for file in files)}")
+    inside = sorted(config.parent for config in (*path.glob("*/config.json"), *path.glob("*/model/config.json")))
+    if inside:
+        raise UserError(f"{path} is not a model itself: name one of {_listed(map(str, inside))}")
     unfinished = " (a run that has not finished?)" if (path / "checkpoints").is_dir() else ""
     raise UserError(f"{path} is not a model: it holds no config.json, and no model/config.json either{unfinished}")
 

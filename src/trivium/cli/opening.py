@@ -20,6 +20,9 @@ ModelArgument = Annotated[
     ),
 ]
 
+# Said beside an empty result, which looks like none.
+EMPTY = "(the text is empty)"
+
 
 def open_bundle(model: str, device: str, output: Output) -> Bundle:
     """The model on its device; what of it could not be followed is said as notes."""

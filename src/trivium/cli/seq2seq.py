@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import EMPTY, ModelArgument, open_bundle
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -50,6 +50,8 @@ def seq2seq(
     with Output(as_json, quiet) as output:
         bundle = open_bundle(model, device, output)
         generation = bundle.seq2seq(text, settings, stream=output.write)
+        if not generation.text:
+            output.progress.note(EMPTY)
         output.result(
             {
                 "text": generation.text,

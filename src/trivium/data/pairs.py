@@ -20,9 +20,9 @@ from trivium.data.row import Row, place
 from trivium.data.rows import Conversation, Pair, parse_row
 from trivium.data.settings import DataSettings
 from trivium.data.shards import Shards, build_shards, fingerprint_of
-from trivium.data.text_encoder import TextEncoder
 from trivium.data.split import is_held_out
 from trivium.data.streams import read_lines
+from trivium.data.text_encoder import TextEncoder
 from trivium.errors import UserError
 from trivium.files import sha256_of_file
 from trivium.progress import SILENT, Progress

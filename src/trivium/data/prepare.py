@@ -22,8 +22,8 @@ from trivium.data.row import Row
 from trivium.data.rows import text_of
 from trivium.data.settings import DataSettings
 from trivium.data.shards import Shards, build_shards, fingerprint_of
-from trivium.data.text_encoder import TextEncoder
 from trivium.data.split import is_held_out, split_tail
+from trivium.data.text_encoder import TextEncoder
 from trivium.errors import UserError
 from trivium.files import sha256_of_file
 from trivium.progress import SILENT, Progress

@@ -6,6 +6,7 @@ configures. The resolved recipe is saved in the run directory and reproduces the
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -125,19 +126,25 @@ class PretrainRecipe(Settings):
         return self
 
 
-def _shape_of(name: str) -> ModelConfig:
-    """The config of a model that exists."""
-    from trivium.checkpoints.config_files import read_config  # only where it is needed: `--help` stays quick
-    from trivium.checkpoints.resolve import resolve_model
+def start_directory(name: str) -> Path:
+    """The directory of the model that `start_from` names."""
+    from trivium.checkpoints.resolve import resolve_model  # only where it is needed: `--help` stays quick
 
     try:
         path = resolve_model(name)
         if path.is_file():
             cure = f"trivium export {name} --to hf --out DIRECTORY"
-            raise UserError(f"{path} is a GGUF file; make it a directory first ({cure}) and name that")
-        return read_config(path)[1]
+            raise UserError(f"{name} is a GGUF file: make a directory of it first, and name that: {cure}")
     except UserError as error:
         raise UserError(f"start_from: {error}") from None
+    return path
+
+
+def _shape_of(name: str) -> ModelConfig:
+    """The config of a model that exists."""
+    from trivium.checkpoints.config_files import read_config  # only where it is needed: `--help` stays quick
+
+    return read_config(start_directory(name))[1]
 
 
 def _of_family(model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from trivium.checkpoints.directory import load_weights, save_model_directory
-from trivium.checkpoints.resolve import resolve_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.config import build_settings, dump_recipe, load_recipe, plain
 from trivium.data.objectives_settings import PairsSettings
@@ -39,7 +38,7 @@ from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, 
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
 from trivium.pretraining.objective import TokenObjective
-from trivium.pretraining.recipe import PretrainRecipe
+from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
 from trivium.progress import SILENT, Progress, short_bytes, short_number
 from trivium.report.page import write_report
@@ -147,7 +146,7 @@ class _Run:
         path, start = self.recipe.tokenizer.path, self.recipe.start_from
         if start is None:
             return Tokenizer.load(path or self.directory / TOKENIZER)
-        theirs = Tokenizer.load(resolve_model(start))
+        theirs = Tokenizer.load(start_directory(start))
         # The weights know what the ids of their own tokenizer mean, and no others.
         if path is not None and Tokenizer.load(path).fingerprint != theirs.fingerprint:
             raise UserError(f"tokenizer.path={path} is another tokenizer than that of start_from={start}: leave it out")
@@ -159,7 +158,7 @@ class _Run:
             model = build_model(config)
             initialise(model, config, self.recipe.seed)
             return model
-        model, found = load_weights(resolve_model(self.recipe.start_from))
+        model, found = load_weights(start_directory(self.recipe.start_from))
         if found != config:
             raise UserError(
                 f"start_from: {self.recipe.start_from} is of another shape than `model` says: leave model out"

@@ -13,7 +13,7 @@ from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 from trivium.progress import short_number
 from trivium.quickstart.sizing import USUAL_UTILISATION, shape_for, time_steps
-from trivium.quickstart.state import PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
+from trivium.quickstart.state import FAMILY, MASK_SHARE, PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
 from trivium.runtime import choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.settings import TrainingSettings
@@ -30,13 +30,12 @@ MIN_STEPS = 20
 # What is masked or cut out is drawn anew in each epoch, which wears the text out more slowly.
 MOST_EPOCHS: dict[Kind, int] = {"decoder": 8, "encoder": 40, "encoder-decoder": 20}
 EVALUATIONS = 8
-# Post-norm stacks (BERT) bear lower rates and longer warm-ups than pre-norm ones.
-LEARNING: dict[Kind, dict[str, Any]] = {
-    "decoder": {"learning_rate": 3e-3},
-    "encoder": {"learning_rate": 1e-3},
-    "encoder-decoder": {"learning_rate": 3e-3},
+LEARNING_RATE = 3e-3
+OBJECTIVES: dict[Kind, dict[str, Any]] = {
+    "decoder": {"name": "causal"},
+    "encoder": {"name": "masked", "mask_share": MASK_SHARE},
+    "encoder-decoder": {"name": "spans"},
 }
-WARMUP_SHARE = 0.06
 
 
 def learn_tokenizer(state: Quickstart) -> None:
@@ -87,12 +86,12 @@ def choose_size(state: Quickstart) -> None:
             "device": runtime.torch_device().type,
             "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": VOCABULARY},
             "data": data,
-            "model": model.model_dump(exclude_unset=True),
+            "objective": OBJECTIVES[kind],
+            "model": {"family": FAMILY[kind], **model.model_dump(exclude_unset=True)},
             "training": {
                 "steps": steps,
                 "precision": runtime.precision,
-                **LEARNING[kind],
-                "warmup_steps": None if kind == "decoder" else max(1, int(WARMUP_SHARE * steps)),
+                "learning_rate": LEARNING_RATE,
                 "schedule": "wsd",
                 "decay_fraction": 0.4,
                 "final_learning_rate_ratio": 0.0,

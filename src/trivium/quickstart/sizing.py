@@ -19,7 +19,7 @@ from trivium.models.build import build_model, initialise
 from trivium.models.config import Kind, ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.pretraining.objective import TokenObjective
-from trivium.pretraining.recipe import FAMILY_OF
+from trivium.quickstart.state import FAMILY, MASK_SHARE
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
@@ -40,7 +40,7 @@ def shape_for(
 
     `most_tokens`: no more than so many are trained on, however many FLOPs there are.
     """
-    family = FAMILIES[FAMILY_OF[kind]]
+    family = FAMILIES[FAMILY[kind]]
 
     def model(shape: tuple[int, int]) -> ModelConfig:
         width, layers = shape
@@ -90,8 +90,8 @@ def _batch(config: ModelConfig, rows: int) -> Batch:
     ids = torch.randint(config.vocab_size, (rows, config.max_positions))
     segments = torch.ones_like(ids, dtype=torch.int32)
     segments[:, config.max_positions // 2 :] = 2
-    if config.kind == "encoder":  # 15 % of the tokens are learned
-        return Batch(ids, torch.where(torch.rand(ids.shape) < 0.15, ids, IGNORED), None, segments)
+    if config.kind == "encoder":
+        return Batch(ids, torch.where(torch.rand(ids.shape) < MASK_SHARE, ids, IGNORED), None, segments)
     if config.kind == "encoder-decoder":  # 15 % are cut out, in spans of three with a sentinel each
         target = slice(0, max(2, config.max_positions // 4))
         return Batch(

@@ -16,6 +16,11 @@ from trivium.progress import Progress
 
 SEED = 0
 VOCABULARY = 4096
+# ModernBERT's norms stand before its layers, so that it bears rates at which a BERT of the same size learns nothing: of
+# two models of 0.6 M parameters, after 160 steps it filled 8.6 % of held-out masks, a BERT 4.9 %.
+FAMILY: dict[Kind, str] = {"decoder": "llama", "encoder": "modernbert", "encoder-decoder": "t5"}
+# Share of the tokens that are hidden: more than a BERT's 15 %, since more is learned of each text (as in ModernBERT).
+MASK_SHARE = 0.3
 # Share of the documents that no stage trains on: larger where a later stage is measured on their functions.
 HELD_OUT: dict[Kind, float] = {"decoder": 0.04, "encoder": 0.1, "encoder-decoder": 0.1}
 # Share of the time left that pretraining gets; the rest is the later stage's.

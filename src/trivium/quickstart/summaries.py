@@ -27,6 +27,8 @@ ROWS_PER_STEP = 16
 STEPS_SHARE = 0.6
 MIN_STEPS = 10
 SCORED = 100
+# Characters of a sample in the table.
+SHOWN = 80
 
 
 def learn_summaries(state: Quickstart) -> None:
@@ -45,7 +47,7 @@ def learn_summaries(state: Quickstart) -> None:
     )
     state.table["  function's name"] = f"{_three(names, '{}')} for its words alone"
     sample = summary["samples"][0]
-    state.table["for example"] = f"{sample['text'].strip()!r}; its author wrote {sample['truth'].strip()!r}"
+    state.table["for example"] = f"{_short(sample['text'])}; its author wrote {_short(sample['truth'])}"
     code = "def count_words(text):\n    return len(text.split())"
     state.next.append(f"trivium seq2seq {shlex.quote(summary['model'])} {shlex.quote(code)} --num-beams 4")
 
@@ -69,6 +71,12 @@ def name_baseline(held_out: Path) -> dict[str, float]:
     words = [" ".join(re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", name)) for name in names]
     found = rouge(words, [row["target"] for row in rows])
     return {kind: found[kind]["fmeasure"] for kind in ("rouge1", "rouge2", "rougeL")}
+
+
+def _short(text: str) -> str:
+    """One line of a bounded length."""
+    text = " ".join(text.split())
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
 
 def _three(scores: dict[str, Any], pattern: str) -> str:
