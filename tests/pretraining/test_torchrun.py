@@ -38,10 +38,10 @@ TOLERANCE = 1e-6
 OTHER_ROWS_ON_RANK_1 = """
 import os, sys
 from trivium.cli import main
-from trivium.pretraining import run
-source = run.training_source
+from trivium.pretraining import material
+source = material.training_source
 if os.environ["RANK"] == "1":
-    run.training_source = lambda *given, **options: source(*given, **{**options, "seed": 6})
+    material.training_source = lambda *given, **options: source(*given, **{**options, "seed": 6})
 sys.exit(main())
 """
 

@@ -11,7 +11,7 @@ from trivium.machine import peak_product_flops
 from trivium.models.config import Kind
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
-from trivium.progress import short_number
+from trivium.progress import short_bytes, short_number
 from trivium.quickstart.sizing import USUAL_UTILISATION, shape_for, time_steps
 from trivium.quickstart.state import FAMILY, MASK_SHARE, PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
 from trivium.runtime import choose_runtime, prepare_process
@@ -49,7 +49,7 @@ def learn_tokenizer(state: Quickstart) -> None:
     for text in training_texts(state.data):
         num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
         state.tokens += len(tokenizer.encode(text))
-    state.table["text"] = f"{num_documents} modules of the standard library, {short_number(num_bytes)}B"
+    state.table["text"] = f"{num_documents} modules of the standard library, {short_bytes(num_bytes)}"
     state.table["tokenizer"] = (
         f"{tokenizer.vocab_size} entries, {num_bytes / state.tokens:.2f} bytes a token, "
         f"{short_number(state.tokens)} tokens"
@@ -119,7 +119,7 @@ def learn_language(state: Quickstart) -> None:
             f"{short_number(summary['tokens_per_second'])} tokens/s"
         ),
         "memory": (
-            f"{short_number(summary['peak_bytes'])}B at most, {short_number(summary['planned_peak_bytes'])}B planned"
+            f"{short_bytes(summary['peak_bytes'])} at most, {short_bytes(summary['planned_peak_bytes'])} planned"
         ),
         **_held_out_rows(state),
     }
