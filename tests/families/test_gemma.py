@@ -189,7 +189,7 @@ def test_what_a_gemma_cannot_be() -> None:
         "attention_softcap must be 0.0",
     ]
     assert GEMMA2.obstacles(config.changed(attention_scale=0.3)) == [f"attention_scale must be {11**-0.5} (is 0.3)"]
-    with pytest.raises(UserError, match="query_pre_attn_scalar is 2.5: give a whole number"):
+    with pytest.raises(UserError, match=r"query_pre_attn_scalar is 2\.5: give a whole number"):
         GEMMA2.read_config({**SIZES, "query_pre_attn_scalar": 2.5}, "test")
     assert GEMMA2.with_head(config, "scalar").logit_softcap == 0.0
     assert GEMMA2.obstacles(GEMMA2.with_head(config, "scalar")) == []
