@@ -60,7 +60,7 @@ def chat(
     }
     settings = build_settings(GenerationSettings, given, "chat")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "chat")
         from trivium.generation.chat import Chat
 
         conversation = Chat(bundle.model, bundle.tokenizer, settings, system=system, eos_ids=bundle.eos_ids)

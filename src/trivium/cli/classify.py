@@ -34,7 +34,7 @@ def classify(
       trivium classify MODEL "A man sleeps." --pair "Someone is awake." --json
     """
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "classify")
         result = bundle.classify(text, pair)
         likeliest_first = sorted(result.probabilities.items(), key=lambda item: -item[1])
         if len(likeliest_first) == 1:

@@ -36,7 +36,7 @@ def fill_mask(
       trivium fill-mask MODEL "Paris is the [MASK] of [MASK]." --top-k 3 --json
     """
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "fill-mask")
         from trivium.generation.fill_mask import fill_masks
 
         masks = fill_masks(bundle.model, bundle.tokenizer, text, top_k)

@@ -61,7 +61,7 @@ def generate(
     stated = {name: value for name, value in given.items() if value is not None}
     settings = build_settings(GenerationSettings, stated, "generate")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "generate")
         generation = bundle.generate(prompt, settings, stream=output.write)
         if not generation.text:
             output.progress.note(EMPTY)

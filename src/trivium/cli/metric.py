@@ -48,7 +48,7 @@ def perplexity(
 
     with Output(as_json, quiet) as output:
         texts = [text_of(row) for row in read_rows(file)]
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "perplexity")
         scores = score_documents(bundle.model, bundle.tokenizer, texts, progress=output.progress)
         output.result(sum_scores(scores).perplexity().to_json())
 

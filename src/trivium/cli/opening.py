@@ -24,14 +24,23 @@ ModelArgument = Annotated[
 EMPTY = "(the text is empty)"
 
 
-def open_bundle(model: str, device: str, output: Output) -> Bundle:
-    """The model on its device; what of it could not be followed is said as notes."""
+def open_bundle(model: str, device: str, output: Output, verb: str | None = None) -> Bundle:
+    """The model on its device; what of it could not be followed is said as notes.
+
+    A model that `verb` cannot use is refused by its config, before its weights are read.
+    """
     from trivium.checkpoints.bundle import load
+    from trivium.checkpoints.config_files import read_config
+    from trivium.checkpoints.resolve import resolve_model
+    from trivium.generation.purposes import refuse_use
     from trivium.runtime import choose_runtime, prepare_process
 
     runtime = choose_runtime(device)
     prepare_process(runtime)
-    bundle = load(model, device=runtime.device)
+    path = resolve_model(model)
+    if verb is not None and path.is_dir():
+        refuse_use(read_config(path)[1], verb)
+    bundle = load(path, device=runtime.device)
     for note in bundle.notes:
         output.progress.note(note)
     return bundle

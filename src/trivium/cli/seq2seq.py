@@ -48,7 +48,7 @@ def seq2seq(
     stated = {name: value for name, value in given.items() if value is not None}
     settings = build_settings(GenerationSettings, stated, "seq2seq")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output)
+        bundle = open_bundle(model, device, output, "seq2seq")
         generation = bundle.seq2seq(text, settings, stream=output.write)
         if not generation.text:
             output.progress.note(EMPTY)

@@ -11,6 +11,14 @@ from trivium.models.config import Head, Kind, ModelConfig
 VERB_OF_KIND: dict[Kind, str] = {"decoder": "generate", "encoder": "fill-mask", "encoder-decoder": "seq2seq"}
 VERB_OF_HEAD: dict[Head, str] = {"classification": "classify", "scalar": "classify", "none": "embed"}
 TOKENS: tuple[Head, ...] = ("lm",)
+# verb: (what is asked for, the kinds, the heads that can do it).
+USES: dict[str, tuple[str, tuple[Kind, ...], tuple[Head, ...]]] = {
+    "generate": ("generation", ("decoder", "encoder-decoder"), TOKENS),
+    "chat": ("chat", ("decoder",), TOKENS),
+    "fill-mask": ("filling a mask", ("encoder",), TOKENS),
+    "seq2seq": ("seq2seq", ("encoder-decoder",), TOKENS),
+    "classify": ("classification", ("decoder", "encoder", "encoder-decoder"), ("classification", "scalar")),
+}
 
 
 def refuse_unless(config: ModelConfig, what: str, kinds: Collection[Kind], heads: Collection[Head] = TOKENS) -> None:
@@ -30,6 +38,14 @@ def refuse_unless_causal(config: ModelConfig, what: str = "perplexity") -> None:
     if config.kind == "encoder-decoder" and config.head == "lm":
         raise UserError(f"an encoder-decoder has no {what} without a source to predict the text from; use seq2seq")
     refuse_unless(config, what, ["decoder"])
+
+
+def refuse_use(config: ModelConfig, verb: str) -> None:
+    """UserError when a model of this config cannot serve a verb of the command line: asked before weights are read."""
+    if verb == "perplexity":
+        refuse_unless_causal(config)
+    else:
+        refuse_unless(config, *USES[verb])
 
 
 def description(config: ModelConfig) -> str:
