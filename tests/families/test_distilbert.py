@@ -79,7 +79,7 @@ def test_untied_token_scores(tmp_path: Path) -> None:
 def test_positions_filled_with_sines_are_those_of_the_file(tmp_path: Path) -> None:
     sample = Sample(DISTILBERT, DistilBertConfig, "lm", {**SIZES[0], "sinusoidal_pos_embds": True})
     reference = sample.reference()
-    assert float(reference.distilbert.embeddings.position_embeddings.weight[0, 1]) == 1.0
+    assert reference.distilbert.embeddings.position_embeddings.weight[0, 1].item() == 1.0
     check_result(reference, opened(reference, tmp_path)[0])
 
 
