@@ -26,7 +26,7 @@ from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import SILENT
 from trivium.quickstart import pretraining as module
 from trivium.quickstart import state as state_module
-from trivium.quickstart.classifier import labelled_functions
+from trivium.quickstart.classifier import labelled_functions, same_steps
 from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, learn_tokenizer
 from trivium.quickstart.run import quickstart
 from trivium.quickstart.state import Quickstart
@@ -218,6 +218,13 @@ def test_other_kinds_end_with_what_they_are_for(small: Path, family: str) -> Non
     assert again["next"] == summary["next"]
     for proposed in map(shlex.split, summary["next"]):
         assert proposed[0] == "trivium" and proposed[1] in ("fill-mask", "classify", "seq2seq", "pretrain")
+
+
+def test_a_classifier_that_was_broken_off_keeps_its_steps(tmp_path: Path) -> None:
+    """They decide the whole schedule, and the time left is another when it is started again."""
+    assert same_steps(tmp_path / "run", 40) == 40
+    assert same_steps(tmp_path / "run", 7) == 40
+    assert same_steps(tmp_path / "other", 7) == 7
 
 
 def test_the_classes_are_packages_on_both_sides_of_the_split() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from trivium.errors import UserError
 from trivium.families.family import Family, HeadForm, Weight
+from trivium.families.naming import module_tensors
 from trivium.families.reading import (
     Fields,
     build,
@@ -161,25 +162,22 @@ def weights(config: ModelConfig) -> Iterator[Weight]:
         if config.positions == "learned":
             yield Weight(f"model.{stack}.embed_positions.weight", (f"{stack}.positions.weight",))
         if config.embedding_norm:
-            yield from _module(f"model.{stack}.layernorm_embedding", f"{stack}.embedding_norm")
+            yield from module_tensors(f"model.{stack}.layernorm_embedding", f"{stack}.embedding_norm")
         for layer in range(layers):
             for ours, theirs in BLOCK_MODULES.items():
                 if stack == "decoder" or not ours.startswith("cross"):
-                    yield from _module(f"model.{stack}.layers.{layer}.{theirs}", f"{stack}.blocks.{layer}.{ours}")
+                    yield from module_tensors(
+                        f"model.{stack}.layers.{layer}.{theirs}", f"{stack}.blocks.{layer}.{ours}"
+                    )
         if config.norm_placement == "pre":
-            yield from _module(f"model.{stack}.layer_norm", f"{stack}.norm")
+            yield from module_tensors(f"model.{stack}.layer_norm", f"{stack}.norm")
     if config.head == "lm":
         yield Weight("final_logits_bias", ("head.bias",), "row")
     elif config.head in ("classification", "scalar"):
-        yield from _module("classification_head.dense", "head.hidden")
-        yield from _module("classification_head.out_proj", "head.output")
+        yield from module_tensors("classification_head.dense", "head.hidden")
+        yield from module_tensors("classification_head.out_proj", "head.output")
     elif config.head == "span":
-        yield from _module("qa_outputs", "head.output")
-
-
-def _module(theirs: str, ours: str) -> Iterator[Weight]:
-    for kind in ("weight", "bias"):
-        yield Weight(f"{theirs}.{kind}", (f"{ours}.{kind}",))
+        yield from module_tensors("qa_outputs", "head.output")
 
 
 def copies(config: ModelConfig) -> dict[str, str]:

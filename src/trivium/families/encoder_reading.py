@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from trivium.errors import UserError
 from trivium.families.family import HeadForm, Weight
+from trivium.families.naming import module_tensors
 from trivium.families.reading import shown
 from trivium.models.config import Head, ModelConfig
 
@@ -66,14 +67,14 @@ def encoder_heads(stem: str, fields: Mapping[Head, Mapping[str, Any]]) -> dict[H
 def head_weights(config: ModelConfig, names: HeadNames) -> Iterator[Weight]:
     """The tensors of the head."""
     if config.head_hidden != "none":
-        yield from _module(names.hidden, "head.hidden", config.head_hidden_bias)
+        yield from module_tensors(names.hidden, "head.hidden", bias=config.head_hidden_bias)
     if config.head_hidden == "activation_norm":
-        yield from _module(names.norm, "head.norm", config.norm == "layernorm")
+        yield from module_tensors(names.norm, "head.norm", bias=config.norm == "layernorm")
     if config.head == "lm" and config.tied_embeddings:
         if config.head_bias:
             yield Weight(names.tied_bias, ("head.bias",))
     elif config.head != "none":
-        yield from _module(names.output, "head.output", config.head_bias)
+        yield from module_tensors(names.output, "head.output", bias=config.head_bias)
 
 
 def refuse_variants(values: Mapping[str, Any], origin: str) -> None:
@@ -81,8 +82,3 @@ def refuse_variants(values: Mapping[str, Any], origin: str) -> None:
     for key, only in ONLY.items():
         if values.get(key) and values[key] != only:
             raise UserError(f"{origin}: {key} is {shown(values[key])}: only {shown(only)} is supported")
-
-
-def _module(published: str, ours: str, bias: bool) -> Iterator[Weight]:
-    for kind in ("weight", "bias") if bias else ("weight",):
-        yield Weight(f"{published}.{kind}", (f"{ours}.{kind}",))

@@ -29,6 +29,12 @@ def tensor_kinds(config: ModelConfig, module: str) -> tuple[str, ...]:
     return ("weight", "bias") if biased else ("weight",)
 
 
+def module_tensors(published: str, ours: str, *, bias: bool = True) -> Iterator[Weight]:
+    """The weight of any one module, and its bias where it has one."""
+    for kind in ("weight", "bias") if bias else ("weight",):
+        yield Weight(f"{published}.{kind}", (f"{ours}.{kind}",))
+
+
 def module_weights(config: ModelConfig, published: str, ours: str) -> Iterator[Weight]:
     """The tensors of one module of the stack outside its blocks, such as its last norm."""
     for kind in tensor_kinds(config, ours):

@@ -39,7 +39,7 @@ def learn_packages(state: Quickstart) -> None:
         tokens_per_second = state.summary["tokens_per_second"]
         seconds = ROWS_PER_STEP * LENGTH / tokens_per_second
         most = MOST_EPOCHS * len(train_side) // ROWS_PER_STEP
-        steps = max(MIN_STEPS, min(most, int(STEPS_SHARE * state.seconds_left / seconds)))
+        steps = same_steps(run, max(MIN_STEPS, min(most, int(STEPS_SHARE * state.seconds_left / seconds))))
         runtime = choose_runtime(seed=SEED)
         result = train_classifier(
             Path(state.summary["model"]),
@@ -48,7 +48,7 @@ def learn_packages(state: Quickstart) -> None:
             held_out_side,
             run,
             TrainingSettings(
-                steps=_same_steps(run, steps),
+                steps=steps,
                 learning_rate=5e-4,
                 warmup_steps=max(1, steps // 10),
                 weight_decay=0.01,
@@ -100,7 +100,7 @@ def labelled_functions() -> tuple[list[LabelledText], list[LabelledText], tuple[
     return trained, held_out, labels
 
 
-def _same_steps(run: Path, steps: int) -> int:
+def same_steps(run: Path, steps: int) -> int:
     """The steps that a run which was interrupted had planned, else `steps`."""
     plan = run / "plan.json"
     if plan.is_file():

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from trivium.config import build_settings
-from trivium.data.prepare import training_texts
+from trivium.data.prepare import prepare, training_texts
 from trivium.machine import peak_product_flops
 from trivium.models.config import Kind
 from trivium.pretraining.recipe import PretrainRecipe
@@ -45,14 +45,12 @@ def learn_tokenizer(state: Quickstart) -> None:
         texts = training_texts(state.data)
         Tokenizer.train(texts=texts, vocab_size=VOCABULARY, kind=state.kind, progress=state.progress).save(folder)
     tokenizer = Tokenizer.load(folder)
-    num_documents = num_bytes = 0
-    for text in training_texts(state.data):
-        num_documents, num_bytes = num_documents + 1, num_bytes + len(text.encode())
-        state.tokens += len(tokenizer.encode(text))
-    state.table["text"] = f"{num_documents} modules of the standard library, {short_bytes(num_bytes)}"
+    shards = prepare(state.data, tokenizer, progress=state.progress).train[0][0]  # pretraining finds them there
+    state.tokens = shards.num_tokens
+    state.table["text"] = f"{shards.num_documents} modules of the standard library, {short_bytes(shards.num_bytes)}"
     state.table["tokenizer"] = (
-        f"{tokenizer.vocab_size} entries, {num_bytes / state.tokens:.2f} bytes a token, "
-        f"{short_number(state.tokens)} tokens"
+        f"{tokenizer.vocab_size} entries, {shards.num_bytes / shards.num_tokens:.2f} bytes a token, "
+        f"{short_number(shards.num_tokens)} tokens"
     )
 
 
