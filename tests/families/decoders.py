@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from families.parity import random_ids
+from families.two_stacks import small_tokenizer
+from trivium.generation.generate import generate
+from trivium.generation.settings import GenerationSettings
 from trivium.models.build import Model, build_model
 from trivium.models.cache import Cache
 from trivium.models.decoder import Decoder
@@ -18,7 +21,8 @@ LONGEST = 12
 
 @torch.no_grad()
 def check_generation(reference: Any, model: Model, tokens: int = 64) -> None:
-    """Greedy tokens after prompts of 12, 9 and 1 in one batch, padded on the left, are those of `transformers`.
+    """Tokens after prompts of 12, 9 and 1 in one batch, padded on the left, are those of `transformers`: greedily, and
+    by beam search.
 
     No pair of tokens comes twice, since a tiny model would repeat one token for ever: 64 tokens are then at least 8
     different ones. Ours are computed with a cache, and without.
@@ -27,18 +31,35 @@ def check_generation(reference: Any, model: Model, tokens: int = 64) -> None:
     ids, segments = prompts(model)
     if model.config.positions == "learned":
         tokens = min(tokens, model.config.max_positions - LONGEST)
-    expected = reference.generate(
-        ids,
-        attention_mask=segments.long(),
-        max_new_tokens=tokens,
-        do_sample=False,
-        no_repeat_ngram_size=2,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
+    common = {
+        "attention_mask": segments.long(),
+        "max_new_tokens": tokens,
+        "do_sample": False,
+        "no_repeat_ngram_size": 2,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    check_search(reference, model, ids, segments, common)
+    expected = reference.generate(ids, **common)
     for cached in (True, False):
         found = greedy(model, ids, segments, tokens, cached=cached)
         assert found.tolist() == expected.tolist(), f"tokens differ, cached: {cached}"
+
+
+def check_search(reference: Any, model: Decoder, ids: Tensor, segments: Tensor, common: dict[str, Any]) -> None:
+    """The best of four beams, of prompts in one batch here and of each alone there, whose cache is used or not.
+
+    Alone, since `transformers` counts padding as text in which a pair of tokens has been seen.
+    """
+    texts = [row[real > 0].tolist() for row, real in zip(ids, segments, strict=True)]
+    chosen = GenerationSettings(
+        max_new_tokens=common["max_new_tokens"], num_beams=4, no_repeat_ngram_size=2, ignore_eos=True
+    )
+    found = generate(model, small_tokenizer(), texts, chosen)
+    for text, written, use_cache in zip(texts, found, (True, False, True), strict=True):
+        alone = {**common, "attention_mask": torch.ones(1, len(text), dtype=torch.long)}
+        expected = reference.generate(torch.tensor([text]), **alone, num_beams=4, use_cache=use_cache)
+        assert written.tokens == expected[0, len(text) :].tolist(), f"beams differ, their cache: {use_cache}"
 
 
 def prompts(model: Model) -> tuple[Tensor, Tensor]:
