@@ -77,10 +77,9 @@ def decoder_row(file: str, gguf: str | None) -> dict[str, Cell]:
         "in and out, logits, gradients": yes(test(f"{path}::test_equals_transformers")),
         "other heads": yes(test(f"{path}::test_heads")),
         "greedy, cached": yes(test(f"{path}::test_equals_transformers")),
+        "beam search": yes(test(f"{path}::test_equals_transformers")),
         "wrong configs refused": yes(test(f"{path}::test_what_we_would_compute_otherwise_is_refused")),
     }
-    if file == "llama":
-        cells["beam search"] = yes(test("generation/test_beam_search.py::test_tokens_of_decoders_equal_transformers"))
     if gguf is not None:
         cells["GGUF out and in"] = yes(test("checkpoints/test_gguf_writing.py::test_fp32_comes_back_as_it_was", gguf))
     return cells
