@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from families.parity import random_ids
+from families.parity import random_ids, without_repeats
 from families.two_stacks import small_tokenizer
 from trivium.generation.generate import generate
 from trivium.generation.settings import GenerationSettings
-from trivium.models.build import Model, build_model
+from trivium.models.build import Model
 from trivium.models.cache import Cache
 from trivium.models.decoder import Decoder
 
@@ -78,16 +77,7 @@ def greedy(model: Decoder, ids: Tensor, segments: Tensor, tokens: int, *, cached
     for _ in range(tokens):
         given = (fresh, its_segments) if cached else (ids, segments)
         hidden, cache = model.hidden(given[0], segments=given[1], cache=cache)
-        scores = model.logits(hidden[:, -1])
-        for row, text in enumerate(ids.tolist()):
-            scores[row, [after for last, after in pairwise(text) if last == text[-1]]] = float("-inf")
+        scores = without_repeats(model.logits(hidden[:, -1]), ids)
         fresh, its_segments = scores.argmax(-1, keepdim=True), torch.ones_like(segments[:, :1])
         ids, segments = torch.cat((ids, fresh), 1), torch.cat((segments, its_segments), 1)
     return ids
-
-
-def rebuilt(model: Model, **changes: Any) -> Model:
-    """The same weights under another config, for broken controls."""
-    other = build_model(model.config.changed(**changes))
-    other.load_state_dict(model.state_dict(), strict=False)
-    return other.eval()

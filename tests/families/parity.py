@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from trivium.checkpoints.directory import load_weights, save_weights
 from trivium.checkpoints.layouts import join
 from trivium.families import FAMILIES
-from trivium.models.build import Model
+from trivium.models.build import Model, build_model
 from trivium.models.cache import Cache
 from trivium.models.config import ModelConfig
 from trivium.models.encoder_decoder import EncoderDecoder
@@ -242,17 +242,24 @@ def _greedy(model: Model, source: Tensor, begin: Tensor, tokens: int, *, cached:
     cache = Cache.empty(model.config, len(begin), 8, "cpu", torch.float32) if cached else None
     for _ in range(tokens):
         hidden, cache = step(fresh if cached else ids, cache)
-        fresh = _without_repeats(model.logits(hidden[:, -1]), ids).argmax(-1, keepdim=True)
+        fresh = without_repeats(model.logits(hidden[:, -1]), ids).argmax(-1, keepdim=True)
         ids = torch.cat((ids, fresh), 1)
     return ids[:, begin.shape[1] :]
 
 
-def _without_repeats(scores_BV: Tensor, ids_BT: Tensor) -> Tensor:
+def without_repeats(scores_BV: Tensor, ids_BT: Tensor) -> Tensor:
     """Scores in which no token may follow that has followed the last one before."""
     for row, ids in enumerate(ids_BT.tolist()):
         followers = [after for before, after in itertools.pairwise(ids) if before == ids[-1]]
         scores_BV[row, followers] = float("-inf")
     return scores_BV
+
+
+def rebuilt(model: Model, **changes: Any) -> Model:
+    """The same weights under another config, for broken controls; those that it has no place for are left out."""
+    other = build_model(model.config.changed(**changes))
+    other.load_state_dict(model.state_dict(), strict=False)
+    return other.eval()
 
 
 def fails(check: Callable[[], Any]) -> bool:

@@ -17,8 +17,8 @@ from transformers import (
     BloomModel,
 )
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, shaken
+from families.decoders import check_generation
+from families.parity import check_family, check_result, fails, opened, rebuilt, shaken
 from trivium.checkpoints.directory import load_weights
 from trivium.errors import UserError
 from trivium.families.bloom import BLOOM

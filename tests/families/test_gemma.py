@@ -11,8 +11,8 @@ import torch
 import transformers
 from transformers import Gemma2Config, Gemma3TextConfig
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, shaken
+from families.decoders import check_generation
+from families.parity import check_family, check_result, fails, opened, rebuilt, shaken
 from trivium.errors import UserError
 from trivium.families.family import Family
 from trivium.families.gemma2 import GEMMA2

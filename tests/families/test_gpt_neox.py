@@ -18,8 +18,8 @@ from transformers import (
     GPTNeoXModel,
 )
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, shaken
+from families.decoders import check_generation
+from families.parity import check_family, check_result, fails, opened, rebuilt, shaken
 from trivium.checkpoints.directory import load_weights
 from trivium.errors import UserError
 from trivium.families.gpt_neox import GPT_NEOX

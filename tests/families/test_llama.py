@@ -21,8 +21,18 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_padding, check_result, fails, opened, random_ids, relative, shaken
+from families.decoders import check_generation
+from families.parity import (
+    check_family,
+    check_padding,
+    check_result,
+    fails,
+    opened,
+    random_ids,
+    rebuilt,
+    relative,
+    shaken,
+)
 from trivium.checkpoints.directory import load_weights, save_weights
 from trivium.errors import UserError
 from trivium.families import FAMILIES, family_for

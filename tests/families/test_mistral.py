@@ -16,8 +16,8 @@ from transformers import (
     MistralModel,
 )
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, shaken
+from families.decoders import check_generation
+from families.parity import check_family, check_result, fails, opened, rebuilt, shaken
 from trivium.errors import UserError
 from trivium.families.mistral import MISTRAL
 

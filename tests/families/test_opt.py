@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import OPTConfig, OPTForCausalLM, OPTForQuestionAnswering, OPTForSequenceClassification, OPTModel
 
-from families.decoders import check_generation, rebuilt
-from families.parity import check_family, check_result, fails, opened, shaken
+from families.decoders import check_generation
+from families.parity import check_family, check_result, fails, opened, rebuilt, shaken
 from trivium.checkpoints.directory import load_weights
 from trivium.errors import UserError
 from trivium.families.opt import OPT

@@ -6,7 +6,6 @@ import inspect
 import json
 import textwrap
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from trivium.families.family import NOT_PUBLISHED, Family
 from trivium.generation.generate import generate
 from trivium.generation.settings import GenerationSettings
 from trivium.models.build import Model, build_model
-from trivium.models.cache import Cache
 from trivium.models.config import ModelConfig
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.tokenizer.bpe import Tokenizer
@@ -141,46 +139,6 @@ def check_class_head(reference: Any, folder: Path, monkeypatch: pytest.MonkeyPat
     parity.check_family(reference, folder)
 
 
-def rebuilt(model: Model, **changes: Any) -> Model:
-    """The same weights under another config, for broken controls."""
-    other = build_model(model.config.changed(**changes))
-    other.load_state_dict(model.state_dict())
-    return other.eval()
-
-
-@torch.no_grad()
-def check_varied_greedy(reference: Any, model: Model, tokens: int = 64) -> None:
-    """`parity.check_greedy` without any pair of tokens twice: a tiny model would repeat one token for ever.
-
-    64 tokens are then at least 8 different ones.
-    """
-    assert isinstance(model, EncoderDecoder)
-    source = parity.random_ids(model.config, ROWS, SOURCE, seed=9)
-    begin = torch.full((ROWS, 1), model.config.decoder_start_id)
-    expected = reference.generate(
-        source,
-        do_sample=False,
-        max_new_tokens=tokens,
-        eos_token_id=None,
-        pad_token_id=1,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
-        no_repeat_ngram_size=2,
-    )
-    memory = model.memory(model.encode(source))
-    for cached in (True, False):
-        cache = Cache.empty(model.config, ROWS, 8, "cpu", torch.float32) if cached else None
-        ids, fresh = begin, begin
-        for _ in range(tokens):
-            hidden, cache = model.hidden(fresh if cached else ids, memory=memory, cache=cache)
-            scores = model.logits(hidden[:, -1])
-            for row, text in enumerate(ids.tolist()):
-                scores[row, [after for last, after in pairwise(text) if last == text[-1]]] = float("-inf")
-            fresh = scores.argmax(-1, keepdim=True)
-            ids = torch.cat((ids, fresh), 1)
-        assert ids.tolist() == expected.tolist(), f"tokens differ, cached: {cached}"
-
-
 def check_search(reference: Any, model: Model, **settings: Any) -> list[list[int]]:
     """The texts of `trivium.generation` are those of `transformers`, for sources of several lengths in one batch.
 
@@ -237,6 +195,7 @@ SEARCHES: tuple[dict[str, Any], ...] = (
 )
 
 
+@lru_cache(maxsize=1)
 @lru_cache(maxsize=1)
 def small_tokenizer() -> Tokenizer:
     """A byte-level BPE of 320 entries, learned from a module of the standard library."""

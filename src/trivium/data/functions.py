@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trivium.data.corpus import standard_library_rows
+from trivium.data.split import is_held_out
 
 # Characters of a summary that says something and still fits a line or two.
 SHORTEST_SUMMARY, LONGEST_SUMMARY = 15, 160
@@ -50,6 +51,14 @@ def documented_functions() -> Iterator[DocumentedFunction]:
                 summary, code = _summary(node), _code(node, lines)
                 if summary and code:
                     yield DocumentedFunction(package, text, code, summary)
+
+
+def split_functions(fraction: float) -> tuple[list[DocumentedFunction], list[DocumentedFunction]]:
+    """(to train on, held out): by the file that each is from, as pretraining holds out whole files."""
+    sides: tuple[list[DocumentedFunction], list[DocumentedFunction]] = ([], [])
+    for function in documented_functions():
+        sides[is_held_out(function.document, fraction)].append(function)
+    return sides
 
 
 def _summary(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

@@ -23,6 +23,7 @@ from trivium.data.sources import EvaluationRows, PackedSource
 from trivium.errors import UserError
 from trivium.models.base import LanguageModel
 from trivium.models.config import ModelConfig
+from trivium.models.encoder_decoder import shifted_right
 from trivium.progress import SILENT, Progress
 from trivium.runtime import Runtime
 from trivium.tokenizer.bpe import Tokenizer
@@ -104,8 +105,7 @@ class LabelledRows:
         classes = torch.tensor([label for _, label in rows])
         if self._config.kind != "encoder-decoder":
             return Batch(ids, classes, segments=segments)
-        start = torch.full((len(rows), 1), self._config.decoder_start_id)
-        shifted = torch.cat((start, ids[:, :-1]), 1)
+        shifted = shifted_right(ids, self._config.decoder_start_id)
         return Batch(shifted, classes, segments=segments, source_ids=ids, source_segments=segments)
 
 

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from trivium.errors import UserError
 from trivium.generation.encoding import TOKENS_PER_BATCH, Inputs, hidden_states, read_all, wrap_all
 from trivium.generation.purposes import refuse_unless
 from trivium.models.build import MODELS, Model
-from trivium.models.encoder_decoder import EncoderDecoder
+from trivium.models.encoder_decoder import EncoderDecoder, shifted_right
 from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -76,8 +75,7 @@ def _scores(model: Model, inputs: Inputs) -> Tensor:
     """(B, C), or (B,) of a scalar head."""
     if not isinstance(model, EncoderDecoder):
         return model.result(hidden_states(model, inputs), inputs.segments_BT)
-    start_B1 = torch.full_like(inputs.ids_BT[:, :1], model.config.decoder_start_id)
-    shifted_BT = torch.cat((start_B1, inputs.ids_BT[:, :-1]), 1)
+    shifted_BT = shifted_right(inputs.ids_BT, model.config.decoder_start_id)
     segments_BT = inputs.segments_BT
     result: Tensor = model(inputs.ids_BT, shifted_BT, source_segments=segments_BT, segments=segments_BT)
     return result

@@ -7,12 +7,18 @@ while the decoder's own grow with the target (`Cache`). Decoder inputs are targe
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from trivium.models.base import LanguageModel
 from trivium.models.cache import Cache, Memory
 from trivium.models.config import ModelConfig
 from trivium.models.transformer import Stack
+
+
+def shifted_right(ids_BT: Tensor, start_id: int) -> Tensor:
+    """(B, T): what a decoder reads to predict `ids_BT`, each id one place later and `start_id` first."""
+    return torch.cat((torch.full_like(ids_BT[:, :1], start_id), ids_BT[:, :-1]), 1)
 
 
 class EncoderDecoder(LanguageModel):

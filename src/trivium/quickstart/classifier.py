@@ -11,8 +11,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from trivium.data.functions import DocumentedFunction, documented_functions
-from trivium.data.split import is_held_out
+from trivium.data.functions import split_functions
 from trivium.errors import UserError
 from trivium.files import write_atomically
 from trivium.finetuning.classification import LabelledText, train_classifier
@@ -85,9 +84,7 @@ def learn_packages(state: Quickstart) -> None:
 
 def labelled_functions() -> tuple[list[LabelledText], list[LabelledText], tuple[str, ...]]:
     """(to train on, held out, names of the classes): by the file that a function is from."""
-    sides: tuple[list[DocumentedFunction], list[DocumentedFunction]] = ([], [])
-    for function in documented_functions():
-        sides[is_held_out(function.document, HELD_OUT["encoder"])].append(function)
+    sides = split_functions(HELD_OUT["encoder"])
     counts = [Counter(function.package for function in side) for side in sides]
     enough = [name for name, count in counts[0].most_common() if count >= MIN_TRAINING]
     labels = tuple(sorted([name for name in enough if counts[1][name] >= MIN_HELD_OUT][:MOST_CLASSES]))

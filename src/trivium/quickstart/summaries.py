@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.config import build_settings
-from trivium.data.functions import documented_functions
-from trivium.data.split import is_held_out
+from trivium.data.functions import split_functions
 from trivium.files import write_atomically
 from trivium.metrics import rouge
 from trivium.pretraining.recipe import PretrainRecipe
@@ -54,13 +53,10 @@ def learn_summaries(state: Quickstart) -> None:
 
 def write_pairs(folder: Path) -> tuple[Path, Path]:
     """The two sides of the split as files of {"source", "target"} rows."""
-    lines: tuple[list[str], list[str]] = ([], [])
-    for function in documented_functions():
-        row = json.dumps({"source": function.code, "target": function.summary})
-        lines[is_held_out(function.document, HELD_OUT["encoder-decoder"])].append(row)
     paths = (folder / "train.jsonl", folder / "held_out.jsonl")
-    for path, rows in zip(paths, lines, strict=True):
-        write_atomically(path, "\n".join(rows) + "\n")
+    for path, functions in zip(paths, split_functions(HELD_OUT["encoder-decoder"]), strict=True):
+        rows = (json.dumps({"source": function.code, "target": function.summary}) for function in functions)
+        write_atomically(path, "".join(f"{row}\n" for row in rows))
     return paths
 
 
