@@ -17,7 +17,8 @@ from trivium.progress import Progress
 SEED = 0
 VOCABULARY = 4096
 # ModernBERT's norms stand before its layers, as in every recent family, and it learns sooner: in 160 steps of 8,192
-# tokens one of 1.1 M parameters, at a rate of 3e-3, came to fill 8.6 % of held-out masks; a BERT of 1.2 M, at 1e-3, 4.9 %.
+# tokens one of 1.1 M parameters, at a rate of 3e-3, came to fill 8.6 % of held-out masks; a BERT of 1.2 M, at 1e-3,
+# came to 4.9 %.
 FAMILY: dict[Kind, str] = {"decoder": "llama", "encoder": "modernbert", "encoder-decoder": "t5"}
 # Share of the tokens that are hidden: more than a BERT's 15 %, since more is learned of each text (as in ModernBERT).
 MASK_SHARE = 0.3
