@@ -14,7 +14,7 @@ PACKAGE = "trivium"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 
 RUNGS: dict[str, int] = {
-    **dict.fromkeys(("metrics",), 0),
+    **dict.fromkeys(("metrics", "kernels"), 0),
     **dict.fromkeys(("tokenizer", "models"), 1),
     **dict.fromkeys(("families", "data", "peft", "quantization", "generation"), 2),
     **dict.fromkeys(("checkpoints", "planner"), 3),

@@ -169,7 +169,7 @@ def _masked(bundle: Bundle, row: Row) -> tuple[Row, int | None]:
 @torch.inference_mode()
 def _outputs(bundle: Bundle, row: Row, target: list[int]) -> Tensor:
     """What the model makes of a row, (N, C) fp64: C numbers of the head at N positions (1 for a text as a whole)."""
-    model, device = bundle.model, bundle.model.embedding.weight.device
+    model, device = bundle.model, bundle.model.device
 
     def batch(ids: list[int]) -> Tensor:
         return torch.tensor([ids], dtype=torch.int64, device=device)

@@ -46,7 +46,7 @@ def export(
 
         stored_dtype(to, out, dtype)  # a mistake is told before a model is loaded
         bundle = open_bundle(model, device, output)
-        place = str(bundle.model.embedding.weight.device)
+        place = str(bundle.model.device)
         done = write(bundle, to, out, dtype=dtype, verify=verify, device=place, progress=output.progress)
         values = {
             "path": done.path,

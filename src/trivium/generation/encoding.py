@@ -119,7 +119,7 @@ def hidden_states(model: Model, inputs: Inputs) -> Tensor:
 
 
 def _inputs(model: Model, texts: Sequence[Wrapped]) -> Inputs:
-    device = model.embedding.weight.device
+    device = model.device
     ids_BT, segments_BT = padded([text.ids for text in texts], device, on_the_left=False)
     types_BT = None
     if model.config.segment_types and any(any(text.types) for text in texts):

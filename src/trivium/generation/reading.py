@@ -33,8 +33,7 @@ class Reading:
     def __init__(self, model: GeneratingModel, prompts: Sequence[Sequence[int]], room: int) -> None:
         """Read `prompts` (of an encoder-decoder: sources); about `room` tokens will follow."""
         self.model = model
-        weight = model.embedding.weight
-        self.device = weight.device
+        self.device = model.device
         self.memory: Memory | None = None
         if isinstance(model, EncoderDecoder):
             source_BS, source_segments_BS = padded(prompts, self.device, on_the_left=False)
@@ -46,7 +45,7 @@ class Reading:
             lengths = [len(prompt) for prompt in prompts]
         self.lengths_B = torch.tensor(lengths, device=self.device)
         capacity = ids_BT.shape[1] + min(room, CACHE_STEP)
-        self.cache = Cache.empty(model.config, len(prompts), capacity, self.device, weight.dtype)
+        self.cache = Cache.empty(model.config, len(prompts), capacity, self.device, model.dtype)
         self._read(ids_BT, segments_BT, None)
 
     @torch.inference_mode()

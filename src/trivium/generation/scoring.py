@@ -266,7 +266,7 @@ def _batches(windows: Sequence[_Numbered], tokens_per_batch: int) -> Iterator[Se
 @torch.inference_mode()
 def _score(model: Decoder, texts: list[list[int]], num_scored: list[int]) -> list[Tensor]:
     """Log-probabilities of the last `num_scored[i]` tokens of `texts[i]`, the longest text first."""
-    device = model.embedding.weight.device
+    device = model.device
     padded_BT = torch.tensor([text + [0] * (len(texts[0]) - len(text)) for text in texts], device=device)
     lengths_B1, counts_B1 = torch.tensor([list(map(len, texts)), num_scored], device=device)[:, :, None]
     target_T = torch.arange(1, padded_BT.shape[1], device=device)
@@ -281,7 +281,7 @@ def _score_targets(
     model: EncoderDecoder, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Log-probabilities of all tokens of each target."""
-    device, start = model.embedding.weight.device, model.config.decoder_start_id
+    device, start = model.device, model.config.decoder_start_id
     source_BS, segments_BS = padded(sources, device, on_the_left=False)
     memory = model.memory(model.encode(source_BS, segments=segments_BS), segments_BS)
     given_BT, _ = padded([[start, *target] for target in targets], device, on_the_left=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from trivium.models.config import ModelConfig
 from trivium.models.heads import Head, Projection
+from trivium.models.layers import Embedding
 
 
 class LanguageModel(nn.Module):
@@ -14,18 +16,28 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.embedding = Embedding(config.vocab_size, config.width)
         self.head = Head(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its hidden states: that of its weights, or where these are packed, of its norms."""
+        return next(self.parameters()).dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): unnormalised log-probabilities of tokens; for `lm` heads."""
         self._needs_token_scores()
-        return self.head(hidden, None, self.embedding.weight)  # type: ignore[no-any-return]
+        return self.head(hidden, None, self.embedding)  # type: ignore[no-any-return]
 
     def projection(self, hidden: Tensor) -> Projection:
         """The same, not multiplied out, for losses that never hold all logits at once."""
         self._needs_token_scores()
-        return self.head.projection(hidden, self.embedding.weight)
+        return self.head.projection(hidden, self.embedding)
 
     def _needs_token_scores(self) -> None:
         if self.config.head != "lm":
@@ -33,4 +45,4 @@ class LanguageModel(nn.Module):
 
     def result(self, hidden_BTD: Tensor, segments: Tensor | None = None) -> Tensor:
         """What the head makes of hidden states; see `Head.forward`."""
-        return self.head(hidden_BTD, segments, self.embedding.weight)  # type: ignore[no-any-return]
+        return self.head(hidden_BTD, segments, self.embedding)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trivium.models.config import ModelConfig
-from trivium.models.layers import ACTIVATIONS, build_norm
+from trivium.models.layers import ACTIVATIONS, Embedding, build_norm
 
 # Heads that give one result for a text, not one for each position.
 OF_A_TEXT = ("classification", "scalar")
@@ -61,7 +61,7 @@ class Head(nn.Module):
         self.config = config
 
     def forward(
-        self, hidden_BTD: Tensor, segments: Tensor | None = None, embedding_weight: Tensor | None = None
+        self, hidden_BTD: Tensor, segments: Tensor | None = None, embedding: Embedding | None = None
     ) -> Tensor:
         """The head's result: (B, T, V) for `lm` (which needs the embedding table where it is tied), (B, T, C) for
         tokens and spans, (B, C) for a text, (B,) for `scalar`, and hidden states as they are for `none`."""
@@ -69,21 +69,22 @@ class Head(nn.Module):
         if kind == "none":
             return hidden_BTD
         if kind == "lm":
+            hidden = self._scaled(self.transformed(hidden_BTD))
             if self.output is not None:
-                return capped(self.output(self._scaled(self.transformed(hidden_BTD))), self.config.logit_softcap)
-            assert embedding_weight is not None
-            return self.projection(hidden_BTD, embedding_weight).logits()
+                return capped(self.output(hidden), self.config.logit_softcap)
+            assert embedding is not None
+            return capped(embedding.scores(hidden, self.bias), self.config.logit_softcap)
         assert self.output is not None
         if kind in OF_A_TEXT:
             hidden_BTD = self.pooled(hidden_BTD, segments)
         result: Tensor = self.output(self._dropped(self.transformed(hidden_BTD)))
         return result[..., 0] if kind == "scalar" else result
 
-    def projection(self, hidden_BTD: Tensor, embedding_weight: Tensor) -> Projection:
+    def projection(self, hidden_BTD: Tensor, embedding: Embedding) -> Projection:
         """The `lm` head's logits, not multiplied out."""
         hidden = self._scaled(self.transformed(hidden_BTD))
         if self.output is None:
-            return Projection(hidden, embedding_weight, self.bias, self.config.logit_softcap)
+            return Projection(hidden, embedding.weight, self.bias, self.config.logit_softcap)
         return Projection(hidden, self.output.weight, self.output.bias, self.config.logit_softcap)
 
     def pooled(self, hidden_BTD: Tensor, segments: Tensor | None = None) -> Tensor:

@@ -3,7 +3,9 @@
 **The linear contract.** Every matrix of a block is a plain `torch.nn.Linear` in a slot of its own (query, key, value,
 output, gate, up, down). What wraps or replaces one (LoRA, int8, int4) must keep `in_features`, `out_features` and
 `forward(x: (..., in)) -> (..., out)`; nothing here reads `.weight` or `.bias` of a linear layer, with one exception:
-`Head.projection` reads those of an untied language-model head.
+`Head.projection` reads those of an untied language-model head. **The table contract**: what replaces the `Embedding` of
+tokens keeps `num_embeddings`, `embedding_dim`, `forward(ids)`, `scores(hidden)` and `weight`. Either `weight` may be a
+property that makes the matrix when it is asked for, so what is asked often must not go through it.
 
 Two backward passes are written out, because autograd's cost too much on a CPU: RMSNorm's (five times slower there than
 LayerNorm's) and that of the gated product (which would keep a third tensor of width F). Their tests compare both with
@@ -103,6 +105,14 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Embedding(nn.Embedding):
+    """The table of tokens: ids to vectors and, where the head is tied to it, vectors to the score of each token."""
+
+    def scores(self, hidden: Tensor, bias_V: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., V): hidden @ weight.T + bias."""
+        return F.linear(hidden, self.weight, bias_V)
 
 
 def build_norm(config: ModelConfig, width: int = 0) -> nn.Module:

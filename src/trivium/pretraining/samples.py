@@ -85,7 +85,7 @@ def filled_masks(model: Encoder, material: Material) -> list[Sample]:
 
 @torch.inference_mode()
 def _filled(model: Encoder, material: Material, marks: Marks, ids: list[int]) -> Sample:
-    row = torch.tensor([ids], device=model.embedding.weight.device)
+    row = torch.tensor([ids], device=model.device)
     with evaluating(model):
         best = model(row)[0, :, : material.tokenizer.vocab_size].argmax(-1).tolist()
     filled = [new if old == marks.mask_id else old for old, new in zip(ids, best, strict=True)]
