@@ -19,18 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workers.process import Worker, circumstances, say
 from workers.training_worker import Job, arguments, our_config
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -49,60 +44,7 @@ PAIRS = (
     ("GPT-2 shape over GPT-2 defaults", "trivium-gpt2", "gpt2-defaults"),
 )
 WARM_UP_STEPS = 2
-
-
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        environment = dict(os.environ)
-        if job.threads:
-            environment["OMP_NUM_THREADS"] = str(job.threads)
-        self._folder = tempfile.TemporaryDirectory()
-        self._errors = Path(self._folder.name) / "stderr"
-        with self._errors.open("w") as errors:
-            self._process = subprocess.Popen(
-                arguments(job),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-                cwd=self._folder.name,
-            )
-        self.facts = self._answer()
-
-    def run(self, steps: int) -> dict[str, Any]:
-        """Train `steps` steps: {"seconds", "loss"}."""
-        return self._ask(f"run {steps}")
-
-    def close(self) -> dict[str, Any]:
-        """End the process: {"peak_bytes"}."""
-        answer = self._ask("quit")
-        self._process.wait()
-        return answer
-
-    def kill(self) -> None:
-        """End the process at once, whatever it does, and remove its files."""
-        self._process.kill()
-        self._process.communicate()
-        self._folder.cleanup()
-
-    def _ask(self, command: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            raise SystemExit(f"{self.job.contender} ({self.job.mode}) failed:\n{self._errors.read_text()[-4000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+PACKAGES = ("trivium", "torch", "transformers")
 
 
 @dataclass
@@ -129,12 +71,12 @@ def measure(jobs: Sequence[Job], rounds: int, turn_seconds: float, steps: int) -
     try:
         for job in jobs:
             say(f"  starting {job.contender}")
-            workers.append(Worker(job))
-        results = [warm_up(worker, turn_seconds, steps) for worker in workers]
+            workers.append(start(job))
+        results = [warm_up(job, worker, turn_seconds, steps) for job, worker in zip(jobs, workers, strict=True)]
         for number in range(rounds):
-            for worker, result in zip(workers, results, strict=True):
-                answer = worker.run(result.steps_per_turn)
-                tokens = result.steps_per_turn * worker.job.rows * worker.job.length
+            for job, worker, result in zip(jobs, workers, results, strict=True):
+                answer = worker.ask(f"run {result.steps_per_turn}")
+                tokens = result.steps_per_turn * job.rows * job.length
                 result.tokens_per_second.append(tokens / answer["seconds"])
                 result.loss = answer["loss"]
             say(f"  round {number + 1} of {rounds}")
@@ -146,12 +88,17 @@ def measure(jobs: Sequence[Job], rounds: int, turn_seconds: float, steps: int) -
             worker.kill()
 
 
-def warm_up(worker: Worker, turn_seconds: float, steps: int) -> Result:
+def start(job: Job) -> Worker:
+    """The contender's process; it answers `run N` with {"seconds", "loss"} and `quit` with {"peak_bytes"}."""
+    return Worker(f"{job.contender} ({job.mode})", arguments(job), job.threads)
+
+
+def warm_up(job: Job, worker: Worker, turn_seconds: float, steps: int) -> Result:
     """Compile and fill caches, and find out how many steps make a turn."""
-    worker.run(WARM_UP_STEPS)
+    worker.ask(f"run {WARM_UP_STEPS}")
     if not steps:
-        steps = max(1, round(turn_seconds / worker.run(1)["seconds"]))
-    return Result(worker.job.contender, worker.facts["parameters"], steps)
+        steps = max(1, round(turn_seconds / worker.ask("run 1")["seconds"]))
+    return Result(job.contender, worker.facts["parameters"], steps)
 
 
 def ratios(results: Sequence[Result]) -> dict[str, dict[str, float]]:
@@ -200,34 +147,6 @@ def table(jobs: Sequence[Job], results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def circumstances() -> dict[str, Any]:
-    """What the figures depend on beside the code."""
-    root = Path(__file__).resolve().parents[1]
-    commit = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    dirty = subprocess.run(
-        ["git", "-C", str(root), "status", "--porcelain", "src"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    from trivium.machine import cpu_flags, memory_limit_bytes, usable_cores
-
-    return {
-        "commit": commit or None,
-        "uncommitted_changes": bool(dirty),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("trivium", "torch", "transformers")},
-        "usable_cores": usable_cores(),
-        "memory_bytes": memory_limit_bytes(),
-        "processor_flags": list(cpu_flags()),
-    }
-
-
-def say(text: str) -> None:
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -269,7 +188,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for."""
     options = parse(argv)
-    report: dict[str, Any] = {"circumstances": circumstances(), "options": vars(options) | {"json": None}, "groups": []}
+    report: dict[str, Any] = {
+        "circumstances": circumstances(PACKAGES),
+        "options": vars(options) | {"json": None},
+        "groups": [],
+    }
     for shape in options.shapes:
         for mode in options.modes:
             say(f"{shape}, {mode}")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# What the command remembers of its runs goes into a folder of this test process, not into the user's home.
+os.environ["TRIVIUM_HOME"] = tempfile.mkdtemp(prefix="trivium-tests-")
+atexit.register(shutil.rmtree, os.environ["TRIVIUM_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ them, in fp32.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from workers.process import stdout_for_answers, tell
 
 from trivium.training.memory import peak_bytes
 
@@ -208,30 +208,25 @@ def peer_step(job: Job) -> tuple[nn.Module, Step]:
 
 def serve(job: Job) -> None:
     """Build the contender, then obey stdin."""
-    # Whatever a library prints goes to stderr; the answers have stdout to themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(**facts: Any) -> None:
-        answers.write(json.dumps(facts) + "\n")
-        answers.flush()
-
+    answers = stdout_for_answers()
     model, step = our_step(job) if job.contender.startswith("trivium") else peer_step(job)
-    answer(parameters=sum(parameter.numel() for parameter in model.parameters()), threads=torch.get_num_threads())
+    tell(
+        answers, parameters=sum(parameter.numel() for parameter in model.parameters()), threads=torch.get_num_threads()
+    )
     for command in sys.stdin:
         if command.strip() == "quit":
-            answer(peak_bytes=peak_bytes(torch.device("cpu")))
+            tell(answers, peak_bytes=peak_bytes(torch.device("cpu")))
             return
         began = time.perf_counter()
         loss = float("nan")
         for _ in range(int(command.removeprefix("run"))):
             loss = step()
-        answer(seconds=time.perf_counter() - began, loss=loss)
+        tell(answers, seconds=time.perf_counter() - began, loss=loss)
 
 
 def arguments(job: Job, python: str = sys.executable) -> list[str]:
     """The command that starts a worker."""
-    return [python, str(Path(__file__).resolve()), json.dumps(asdict(job))]
+    return [python, "-m", "workers.training_worker", json.dumps(asdict(job))]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from trivium import metrics as metrics
     from trivium.checkpoints.bundle import Bundle as Bundle
     from trivium.checkpoints.bundle import load as load
+    from trivium.checkpoints.bundle import quantize as quantize
     from trivium.errors import UserError as UserError
     from trivium.generation.settings import GenerationSettings as GenerationSettings
+    from trivium.planner.plan import plan as plan
+    from trivium.planner.settings import PlanSettings as PlanSettings
     from trivium.pretraining.recipe import PretrainRecipe as PretrainRecipe
     from trivium.pretraining.run import pretrain as pretrain
     from trivium.pretraining.run import resume as resume
@@ -30,12 +33,15 @@ __version__ = "0.1.0"
 _HOME = {
     "Bundle": "trivium.checkpoints.bundle",
     "GenerationSettings": "trivium.generation.settings",
+    "PlanSettings": "trivium.planner.settings",
     "PretrainRecipe": "trivium.pretraining.recipe",
     "Tokenizer": "trivium.tokenizer.bpe",
     "UserError": "trivium.errors",
     "load": "trivium.checkpoints.bundle",
     "metrics": "trivium",
+    "plan": "trivium.planner.plan",
     "pretrain": "trivium.pretraining.run",
+    "quantize": "trivium.checkpoints.bundle",
     "resume": "trivium.pretraining.run",
 }
 """Where each public name lives; `metrics` is a folder of its own."""

@@ -122,6 +122,22 @@ def keep_freed_memory() -> bool:
     return raised and mallopt(_TRIM_THRESHOLD, _TRIM_BYTES) == 1
 
 
+def give_back_freed_memory() -> bool:
+    """Give the system what lies freed between blocks in use; True when there was some (glibc only).
+
+    What lies freed behind all of them stays: the next pass needs it at once. The pages given back are mapped anew, and
+    zeroed, when they are needed again.
+    """
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    trim.argtypes = [ctypes.c_size_t]
+    return bool(trim(_TRIM_BYTES) == 1)
+
+
 def use_onednn_for_fp32() -> bool:
     """Send fp32 products to oneDNN where that is faster and as exact; True when that was done.
 

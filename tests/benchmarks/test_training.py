@@ -70,4 +70,4 @@ def test_bad_options_are_refused(training: ModuleType, capsys: pytest.CaptureFix
 def test_a_worker_that_fails_is_named(training: ModuleType) -> None:
     job = training.Job("llama", "fp32", vocab_size=16, width=10, layers=1, heads=3, length=4, rows=1, threads=1)
     with pytest.raises(SystemExit, match=r"llama \(fp32\) failed:\n(.|\n)*Error"):
-        training.Worker(job)
+        training.start(job)

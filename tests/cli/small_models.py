@@ -17,6 +17,8 @@ from trivium.models.config import Head, ModelConfig
 from trivium.tokenizer.bpe import Tokenizer
 
 TEXT = Path(textwrap.__file__).read_text()
+# What every verb that computes with a model says of memory.
+MEMORY = {"planned_peak_bytes", "peak_bytes"}
 
 
 def saved(folder: Path, family: str, *, head: Head = "lm", labels: Sequence[str] = (), chat: bool = True) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_a_conversation_as_a_process(model: Path) -> None:
     run = subprocess.run(words, input=said, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert found.keys() == {"text", "tokens", "finish_reason", "tokens_per_second", "messages"}
+    assert found.keys() == {*MEMORY, "text", "tokens", "finish_reason", "tokens_per_second", "messages"}
     roles = [message["role"] for message in found["messages"]]
     assert roles == ["system", "user", "assistant"] and found["messages"][1]["content"] == "Again?"
     assert found["messages"][0]["content"] == "Be brief." and found["messages"][2]["content"] == found["text"]

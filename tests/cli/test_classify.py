@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 
 LABELS = ("good", "bad", "so-so")
 
@@ -15,7 +15,7 @@ LABELS = ("good", "bad", "so-so")
 def test_classes(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tmp_path / "model", family, head="classification", labels=LABELS)
     found = result(capsys, "classify", model, "What a day!")
-    assert found.keys() == {"label", "probabilities"} and tuple(found["probabilities"]) == LABELS
+    assert found.keys() == {*MEMORY, "label", "probabilities"} and tuple(found["probabilities"]) == LABELS
     assert sum(found["probabilities"].values()) == pytest.approx(1)
     assert found["probabilities"][found["label"]] == max(found["probabilities"].values())
     lines = shown(capsys, "classify", model, "What a day!").splitlines()
@@ -26,7 +26,7 @@ def test_classes(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_regression_gives_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tmp_path / "model", "bert", head="scalar")
     found = result(capsys, "classify", model, "What a day!")
-    assert found.keys() == {"label", "score"} and found["label"] == "score"
+    assert found.keys() == {*MEMORY, "label", "score"} and found["label"] == "score"
     assert shown(capsys, "classify", model, "What a day!") == f"score  {found['score']:.4f}\n"
 
 

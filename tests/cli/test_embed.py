@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 from trivium.cli import main
 
 
@@ -17,7 +17,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_vectors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = result(capsys, "embed", model, "A cat sleeps.", "A kitten naps.", "A cat sleeps.")
-    assert found.keys() == {"vectors", "dimensions"} and found["dimensions"] == 32
+    assert found.keys() == {*MEMORY, "vectors", "dimensions"} and found["dimensions"] == 32
     first, second, third = found["vectors"]
     assert first == pytest.approx(third, abs=1e-6) and first != second
     assert sum(number**2 for number in second) == pytest.approx(1, abs=1e-5)

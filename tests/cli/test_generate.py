@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -14,7 +14,9 @@ def test_generate(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     model = saved(tmp_path / "model", family)
     command = ("generate", model, "--prompt", "def wrap", "--max-new-tokens", 6)
     found = result(capsys, *command)
-    assert found.keys() == {"text", "tokens", "finish_reason", "tokens_per_second"} and len(found["tokens"]) <= 6
+    assert (
+        found.keys() == {*MEMORY, "text", "tokens", "finish_reason", "tokens_per_second"} and len(found["tokens"]) <= 6
+    )
     assert shown(capsys, *command) == found["text"].rstrip("\n") + "\n"
     beams = result(capsys, *command, "--num-beams", 3, "--no-repeat-ngram-size", 2)
     assert 1 <= len(beams["tokens"]) <= 6

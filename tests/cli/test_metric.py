@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 
 
 def test_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,7 +14,7 @@ def test_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("def wrap(text): return text\n" * 20)
     model = saved(tmp_path / "decoder", "llama")
     found = result(capsys, "metric", "perplexity", model, "--file", file)
-    assert found.keys() == {"perplexity", "bits_per_byte", "nll", "num_tokens"}
+    assert found.keys() == {*MEMORY, "perplexity", "bits_per_byte", "nll", "num_tokens"}
     for family, reason in (("bert", "a masked model has no perplexity"), ("t5", "without a source")):
         other = saved(tmp_path / family, family)
         assert reason in refusal(capsys, "metric", "perplexity", other, "--file", file)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.small_models import refusal, result, saved, shown
+from cli.small_models import MEMORY, refusal, result, saved, shown
 from trivium.checkpoints.bundle import load
 from trivium.cli import main
 
@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_beams_and_rules(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("seq2seq", model, "def wrap(text, width)", "--max-new-tokens", 20)
     greedy = result(capsys, *command)
-    assert greedy.keys() == {"text", "tokens", "finish_reason", "tokens_per_second"}
+    assert greedy.keys() == {*MEMORY, "text", "tokens", "finish_reason", "tokens_per_second"}
     assert len(greedy["tokens"]) <= 20 and greedy["finish_reason"] in ("length", "stop")
     assert shown(capsys, *command).rstrip("\n") == greedy["text"].rstrip("\n")
     beams = result(capsys, *command, "--num-beams", 4, "--length-penalty", 0.5, "--no-repeat-ngram-size", 2)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.small_models import MEMORY
 from trivium.cli import main
 
 RECIPE = """
@@ -104,7 +105,7 @@ def test_pretrain_and_resume(result: Json) -> None:
 def test_generate(result: Json, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("generate", "run/model", "--prompt", "def wrap", "--max-new-tokens", 6)
     found = result(*command)
-    assert found.keys() == {"text", "tokens", "finish_reason", "tokens_per_second"}
+    assert found.keys() == {*MEMORY, "text", "tokens", "finish_reason", "tokens_per_second"}
     assert len(found["tokens"]) <= 6 and found["finish_reason"] in ("length", "stop")
     assert main([str(word) for word in command]) == 0
     assert capsys.readouterr().out == found["text"] + "\n"
@@ -116,7 +117,7 @@ def test_generate(result: Json, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_perplexity(result: Json) -> None:
     found = result("metric", "perplexity", "run/model", "--file", "text.txt")
-    assert found.keys() == {"perplexity", "bits_per_byte", "nll", "num_tokens"}
+    assert found.keys() == {*MEMORY, "perplexity", "bits_per_byte", "nll", "num_tokens"}
     assert 1 < found["perplexity"] < 310 and 0 < found["bits_per_byte"] < 9
 
 

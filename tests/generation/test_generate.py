@@ -12,12 +12,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from trivium.errors import UserError
+from trivium.generation import choosing, reading, rows, slots
 from trivium.generation import generate as module
-from trivium.generation import reading, rows
 from trivium.generation.filters import Past, build_pipe
 from trivium.generation.generate import Generation, generate, stream
 from trivium.generation.sampling import draw, sequence_seed, uniform
 from trivium.generation.settings import GenerationSettings
+from trivium.generation.stepper import PlainStepper, SlotRows
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
@@ -26,6 +27,7 @@ from trivium.tokenizer.bpe import Tokenizer
 Prompts = list[list[int]]
 SAMPLED = GenerationSettings(temperature=1.3, top_k=100, top_p=0.95, min_p=0.001, seed=11, max_new_tokens=24)
 GREEDY = GenerationSettings(max_new_tokens=24, ignore_eos=True)
+BEAMS = GenerationSettings(max_new_tokens=8, ignore_eos=True, num_beams=2)
 
 
 def changed(settings: GenerationSettings, **changes: object) -> GenerationSettings:
@@ -46,6 +48,11 @@ def recomputed(model: Decoder, prompt: list[int], settings: GenerationSettings, 
         logprobs.append(scores.log_softmax(-1)[0, token].item())
         ids.append(token)
     return Generation("", ids[len(prompt) :], logprobs, "length", len(prompt), 0.0)
+
+
+def use_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read through the model's own code, which the broken controls break."""
+    monkeypatch.setattr(module, "stepper_for", PlainStepper)
 
 
 def check_same(ours: list[Generation], others: list[Generation]) -> None:
@@ -93,7 +100,8 @@ def test_cached_equals_recomputed(
     settings: GenerationSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reading, "CACHE_STEP", 3)  # so that the cache must grow on the way
+    monkeypatch.setattr(module, "CACHE_STEP", 3)  # so that the slots must grow on the way
+    monkeypatch.setattr(slots, "CAPACITY_STEP", 1)
     few = prompts[:8]
     slow = [recomputed(model, p, settings, sequence_seed(settings.seed, i)) for i, p in enumerate(few)]
     check_same(generate(model, tokenizer, few, settings), slow)
@@ -151,50 +159,69 @@ def test_under_autocast(model: Decoder, tokenizer: Tokenizer, prompts: Prompts) 
 def test_logits_are_computed_for_the_newest_position_only(
     model: Decoder, tokenizer: Tokenizer, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use_the_plain_way(monkeypatch)
     shapes: list[tuple[int, ...]] = []
     logits = model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: shapes.append(tuple(hidden.shape)) or logits(hidden))
     generate(model, tokenizer, prompts[:9], GREEDY)
-    assert shapes == [(9, model.config.width)] * GREEDY.max_new_tokens
+    assert all(shape[1:] == (model.config.width,) for shape in shapes)
+    assert sum(shape[0] for shape in shapes) == 9 * GREEDY.max_new_tokens
 
 
-def check_padding_is_exact(model: Decoder, tokenizer: Tokenizer, prompt: list[int], filler: list[int]) -> None:
-    """With 0 to 64 pads before it, a prompt continues as it does alone."""
-    alone = generate(model, tokenizer, [prompt], GREEDY)
+def check_padding_is_exact(
+    model: Decoder, tokenizer: Tokenizer, prompt: list[int], filler: list[int], settings: GenerationSettings
+) -> None:
+    """Beside a text that is 0 to 64 tokens longer, a prompt continues as it does alone."""
+    alone = generate(model, tokenizer, [prompt], settings)
     for pads in range(65):
-        together = generate(model, tokenizer, [prompt, filler[: len(prompt) + pads]], GREEDY)
+        together = generate(model, tokenizer, [prompt, filler[: len(prompt) + pads]], settings)
         check_same(together[:1], alone)
 
 
-def test_left_padding_is_exact(model: Decoder, tokenizer: Tokenizer, text: str) -> None:
+def test_right_padding_is_exact(model: Decoder, tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200])
+    check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200], GREEDY)
 
 
+def test_left_padding_is_exact(model: Decoder, tokenizer: Tokenizer, text: str) -> None:
+    """Which beam search has."""
+    ids = tokenizer.encode(text)
+    check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200], BEAMS)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["right", "left"])
 def test_the_check_sees_attended_padding(
-    model: Decoder, tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
+    model: Decoder, tokenizer: Tokenizer, text: str, settings: GenerationSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken control: padding without segments, so that prompts attend to it."""
-    padded = reading.padded
+    """Broken controls: a row attends to as many places as its longest neighbour has; padding without segments."""
+    use_the_plain_way(monkeypatch)
+    made, padded = SlotRows.__init__, reading.padded
+
+    def broken(held: SlotRows, *given: object) -> None:
+        made(held, *given)  # type: ignore[arg-type]
+        held.places = None
+
+    monkeypatch.setattr(SlotRows, "__init__", broken)
     monkeypatch.setattr(reading, "padded", lambda *given, **named: (padded(*given, **named)[0], None))
     ids = tokenizer.encode(text)
     with pytest.raises(AssertionError):
-        check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200])
+        check_padding_is_exact(model, tokenizer, ids[:9], ids[100:200], settings)
 
 
 def test_the_check_sees_shifted_positions(
     model: Decoder, tokenizer: Tokenizer, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken control: new tokens are numbered from the padded length. Rotary attention only sees distances, so that
-    one more than there is must already show."""
-    read = reading.Reading._read
+    """Broken control: new tokens are numbered one too high. Rotary attention only sees distances, and must already
+    show that."""
+    use_the_plain_way(monkeypatch)
+    hidden = model.hidden
 
-    def shifted(batch: reading.Reading, ids, segments, positions) -> None:  # type: ignore[no-untyped-def]
-        read(batch, ids, segments, None if positions is None else positions + 1)
+    def shifted(ids: torch.Tensor, *, cache: SlotRows) -> object:
+        return hidden(ids, cache=cache, positions=torch.tensor([cache.length]) if ids.shape[1] == 1 else None)
 
     ids = tokenizer.encode(text)
     alone = generate(model, tokenizer, [ids[:9]], GREEDY)
-    monkeypatch.setattr(reading.Reading, "_read", shifted)
+    monkeypatch.setattr(model, "hidden", shifted)
     with pytest.raises(AssertionError):
         check_same(generate(model, tokenizer, [ids[:9]], GREEDY), alone)
 
@@ -223,7 +250,7 @@ def test_the_check_sees_a_shared_generator(
 ) -> None:
     """Broken control: rows take turns at one generator, as with `torch.multinomial`."""
     shared = random.Random(0)
-    monkeypatch.setattr(module, "uniform", lambda seed, step: shared.random())
+    monkeypatch.setattr(choosing, "uniform", lambda seed, step: shared.random())
     with pytest.raises(AssertionError):
         check_batch_of_32_equals_singles(model, tokenizer, prompts)
 

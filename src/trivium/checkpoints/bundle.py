@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from trivium.models.build import Model
 from trivium.models.config import Head, ModelConfig
 from trivium.models.decoder import Decoder
 from trivium.models.encoder import Encoder
+from trivium.progress import SILENT, Progress
+from trivium.quantization.quantize import quantize_model, refuse_quantized
+from trivium.quantization.schemes import Scheme, scheme_for
 from trivium.runtime import Precision
 
 if TYPE_CHECKING:
@@ -72,8 +76,19 @@ class Bundle:
     notes: tuple[str, ...] = ()
     """What of its files was left out, and what of the model is not from its files, one line each."""
 
-    def save(self, directory: str | Path, *, dtype: Precision = "fp32") -> None:
-        """Write a model directory; see `directory.save_model_directory`."""
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        dtype: Precision | None = None,
+        notes: str = "",
+        extra_files: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """Write a model directory, a quantized model as it is; see `directory.save_model_directory`.
+
+        With a `dtype` its weights are stored in it, packed ones unpacked. `notes` (markdown) go into its README,
+        `extra_files` beside it.
+        """
         from trivium.generation.settings import GenerationSettings
 
         save_model_directory(
@@ -84,7 +99,9 @@ class Bundle:
             dtype=dtype,
             generation=build_settings(GenerationSettings, self.generation, "generation"),
             eos_ids=self.eos_ids,
+            notes=notes,
             family=self.family or None,
+            extra_files=extra_files,
         )
 
     def generate(
@@ -180,40 +197,72 @@ def load(
     *,
     dtype: Precision | torch.dtype | str = "fp32",
     device: torch.device | str = "cpu",
-    quantize: str | None = None,
+    quantize: str | Scheme | None = None,
     head: Head | None = None,
     labels: Iterable[str] = (),
 ) -> Bundle:
     """Open a model: a model directory, a run directory, a GGUF file, a built-in name or a hub id.
 
     `dtype` is what its weights are converted to: fp32, bf16 or fp16 (or torch's names of them). `head` puts another
-    head on it (`classification` for the classes `labels`, `scalar`, ...), which is to be trained. `quantize` has its
-    place here but no method yet. Raises UserError that names what is wrong.
+    head on it (`classification` for the classes `labels`, `scalar`, ...), which is to be trained. `quantize` packs the
+    weights while they are read ("int8", "int4", ... or a `Scheme`), so that the dense model is never in memory; `dtype`
+    is then what the model computes in. Raises UserError that names what is wrong.
     """
-    if quantize is not None:
-        raise UserError(f"quantize={quantize!r}: no model can be loaded quantized yet; leave it out")
     precision = PRECISIONS.get(str(dtype).removeprefix("torch."))
     if precision is None:
         raise UserError(f"dtype is {dtype!r}: use fp32, bf16 or fp16")
+    scheme = None if quantize is None else scheme_for(quantize)
+    if scheme is not None and not scheme.packs:
+        bundle = load(name, dtype=scheme.format, device=device, head=head, labels=labels)
+        return replace(bundle, model=quantize_model(bundle.model, scheme))
     path = resolve_model(name)
     if path.suffix == ".gguf":
-        return _load_gguf(path, precision, device, head)
+        return _load_gguf(path, precision, device, head, scheme)
     notes: list[str] = []
     model, tokenizer, config = load_model_directory(
-        path, dtype=precision, device=device, head=head, labels=labels, note=notes.append
+        path, dtype=precision, device=device, head=head, labels=labels, scheme=scheme, note=notes.append
     )
     family, _ = read_config(path)
     generation = read_generation(path, notes.append) if config.kind == "encoder-decoder" else {}
     return Bundle(model, tokenizer, config, read_eos_ids(path), family.model_type, generation, tuple(notes))
 
 
-def _load_gguf(path: Path, dtype: Precision, device: torch.device | str, head: Head | None) -> Bundle:
+def quantize(
+    bundle: Bundle,
+    scheme: str | Scheme,
+    *,
+    calibration: Sequence[str] | None = None,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """The same model in fewer bits: "int8", "int4", ... or a `Scheme`; the given one stays as it is.
+
+    `calibration` is text for the methods that look at some, gptq and awq (None: the standard library). Raises UserError
+    for a model that is quantized already, and for weights that the format cannot hold.
+    """
+    scheme = scheme_for(scheme)
+    refuse_quantized(bundle.model, f"quantized again (to {scheme.format})")
+    if scheme.packs and scheme.method == "nearest":
+        from trivium.checkpoints.quantized import packed_copy
+
+        return replace(bundle, model=packed_copy(bundle.model, bundle.config, scheme, progress))
+    batches = None
+    if scheme.method != "nearest":
+        from trivium.checkpoints.calibration_text import calibration_batches
+
+        batches = calibration_batches(bundle.config, bundle.tokenizer, calibration)
+    model = quantize_model(deepcopy(bundle.model), scheme, calibration=batches, progress=progress)
+    return replace(bundle, model=model)
+
+
+def _load_gguf(
+    path: Path, dtype: Precision, device: torch.device | str, head: Head | None, scheme: Scheme | None
+) -> Bundle:
     """A GGUF file, which holds a decoder with its lm head."""
     from trivium.checkpoints.gguf_reading import load_gguf
 
     if head is not None:
         raise UserError(f"{path}: a new head needs a model directory; save the model as one first (bundle.save)")
-    model, tokenizer, config, eos_ids = load_gguf(path, dtype=dtype, device=device)
+    model, tokenizer, config, eos_ids = load_gguf(path, dtype=dtype, device=device, scheme=scheme)
     try:
         family = family_for(config).model_type
     except UserError:

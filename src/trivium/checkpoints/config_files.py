@@ -20,12 +20,14 @@ from trivium.families.family import Family
 from trivium.families.reading import shown
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
+from trivium.quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     from trivium.tokenizer.bpe import Tokenizer
 
 CONFIG, GENERATION, MODULES = "config.json", "generation_config.json", "modules.json"
 LARGEST_CONFIG_BYTES = 1 << 20
+QUANTIZATION, QUANT_METHOD = "quantization_config", "trivium"
 
 Note = Callable[[str], None]
 
@@ -46,15 +48,40 @@ UNUSED_KEYS = {"num_beam_groups": 1, "diversity_penalty": 0.0, "encoder_no_repea
 
 
 def read_config(path: Path) -> tuple[Family, ModelConfig]:
-    """The family and the shape that config.json states."""
-    file = path / CONFIG
+    """The family and the shape that a directory's config.json, or a file of such contents, states."""
+    file = path if path.is_file() else path / CONFIG
     values = read_object(file, LARGEST_CONFIG_BYTES)
+    if _quantized_here(values):
+        del values[QUANTIZATION]
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         near = nearest(shown(model_type), FAMILIES)
         hint = f"; did you mean {near}?" if near else ""
         raise UserError(f"{file}: model_type is {shown(model_type)}; supported are {', '.join(FAMILIES)}{hint}")
     return FAMILIES[model_type], FAMILIES[model_type].read_config(values, str(file))
+
+
+def read_scheme(path: Path) -> Scheme | None:
+    """How the matrices of a directory are packed; None: they are not. UserError for packed forms of others."""
+    file = path if path.is_file() else path / CONFIG
+    values = read_object(file, LARGEST_CONFIG_BYTES)
+    if not _quantized_here(values):  # those of others are refused with the rest of the config
+        return None
+    stated = {key: value for key, value in values[QUANTIZATION].items() if key != "quant_method"}
+    scheme = build_settings(Scheme, stated, f"{file}: {QUANTIZATION}")
+    if not scheme.packs:
+        raise UserError(f"{file}: {QUANTIZATION} says {scheme.format}, which packs nothing")
+    return scheme
+
+
+def scheme_values(scheme: Scheme) -> dict[str, Any]:
+    """The same for config.json; other software refuses the method's name instead of misreading the weights."""
+    return {QUANTIZATION: {"quant_method": QUANT_METHOD, **scheme.model_dump(mode="json")}}
+
+
+def _quantized_here(values: Mapping[str, Any]) -> bool:
+    stated = values.get(QUANTIZATION)
+    return isinstance(stated, dict) and stated.get("quant_method") == QUANT_METHOD
 
 
 def chosen_family(config: ModelConfig, name: str | None) -> Family:

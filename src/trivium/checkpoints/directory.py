@@ -16,8 +16,9 @@ for each tensor; a directory is written whole or not at all; every damaged or ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,13 @@ from trivium.checkpoints.config_files import (
     generation_values,
     pooling_notes,
     read_config,
+    read_scheme,
+    scheme_values,
     special_ids,
 )
 from trivium.checkpoints.json_files import write_object
 from trivium.checkpoints.model_card import model_card
+from trivium.checkpoints.quantized import PackingReader, packed_model, read_packed, write_packed
 from trivium.checkpoints.weights_matching import Places, find_tensors, first
 from trivium.checkpoints.weights_reading import read_tensors, stored_tensors
 from trivium.checkpoints.weights_writing import LARGEST_SHARD_BYTES, write_weights
@@ -44,6 +48,8 @@ from trivium.files import is_vacant, staged_directory
 from trivium.generation.settings import GenerationSettings
 from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import Head, ModelConfig
+from trivium.quantization.replacing import scheme_of
+from trivium.quantization.schemes import Scheme
 from trivium.runtime import Precision
 from trivium.tokenizer.bpe import Tokenizer
 
@@ -57,34 +63,57 @@ def save_model_directory(
     config: ModelConfig,
     tokenizer: Tokenizer,
     *,
-    dtype: Precision = "fp32",
+    dtype: Precision | None = None,
     generation: GenerationSettings | None = None,
     eos_ids: Sequence[int] = (),
     notes: str = "",
     family: str | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
     largest_shard_bytes: int = LARGEST_SHARD_BYTES,
 ) -> None:
     """Write `model` as a directory of its published family; a model that is there already is replaced in one step.
 
-    `dtype` is how weights are stored; `generation` how others generate by default, and `eos_ids` what ends a text
-    (none: the tokenizer's end-of-text token); `notes` (markdown) go into the README; `family` is one that the model
-    belongs to (None: the first that fits). Raises UserError when no published family has models of this shape, and when
-    `path` holds something else.
+    `dtype` is how weights are stored (None: a quantized model as it is, any other in fp32); `generation` how others
+    generate by default, and `eos_ids` what ends a text (none: the tokenizer's end-of-text token); `notes` (markdown) go
+    into the README, `extra_files` beside it by name; `family` is one that the model belongs to (None: the first that
+    fits). Raises UserError when no published family has models of this shape, and when `path` holds something else.
     """
     path = replaceable(path)
     member_of = chosen_family(config, family)
     with staged_directory(path) as stage:
         ids = special_ids(member_of, tokenizer, eos_ids)
-        write_object(stage / CONFIG, config_values(config, member_of, _name(dtype), ids))
+        stored = _write_model(stage, model, config, member_of, dtype, ids, largest_shard_bytes)
         if config.kind != "encoder":
             defaults = generation_values(generation or GenerationSettings(), config)
             write_object(stage / GENERATION, {**ids, **defaults})
-        write_weights(stage, model, config, member_of, DTYPES[dtype], largest_shard_bytes)
         tokenizer.save(stage, max_length=config.max_positions)
         masked = config.kind == "encoder" and config.head == "lm"
         mask = tokenizer.mask_token if masked else None
-        card = model_card(_title(path), config, member_of.model_type, dtype, notes, mask or "[MASK]")
-        (stage / "README.md").write_text(card, encoding="utf-8")
+        card = model_card(_title(path), config, member_of.model_type, stored, notes, mask or "[MASK]")
+        for name, content in {"README.md": card, **(extra_files or {})}.items():
+            (stage / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _write_model(
+    stage: Path,
+    model: nn.Module,
+    config: ModelConfig,
+    family: Family,
+    dtype: Precision | None,
+    ids: Mapping[str, int | list[int] | None],
+    largest_shard_bytes: int,
+) -> str:
+    """Write config.json and the weights; in which format they are stored."""
+    scheme = scheme_of(model)
+    if dtype is None and scheme is not None and scheme.packs:
+        computes_in = str(next(model.parameters()).dtype).removeprefix("torch.")
+        write_object(stage / CONFIG, config_values(config, family, computes_in, ids) | scheme_values(scheme))
+        write_packed(stage, model)
+        return scheme.format
+    stored = dtype or ("fp32" if scheme is None else cast(Precision, scheme.format))
+    write_object(stage / CONFIG, config_values(config, family, _name(stored), ids))
+    write_weights(stage, model, config, family, DTYPES[stored], largest_shard_bytes)
+    return stored
 
 
 def save_weights(
@@ -112,12 +141,15 @@ def load_model_directory(
     device: torch.device | str = "cpu",
     head: Head | None = None,
     labels: Iterable[str] = (),
+    scheme: Scheme | None = None,
     seed: int = 0,
     note: Note = lambda line: None,
 ) -> tuple[Model, Tokenizer, ModelConfig]:
     """Open a model directory: the model (in evaluation mode), its tokenizer, its config; see `load_weights`."""
     path = Path(path)
-    model, config = load_weights(path, dtype=dtype, device=device, head=head, labels=labels, seed=seed, note=note)
+    model, config = load_weights(
+        path, dtype=dtype, device=device, head=head, labels=labels, scheme=scheme, seed=seed, note=note
+    )
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -134,14 +166,16 @@ def load_weights(
     device: torch.device | str = "cpu",
     head: Head | None = None,
     labels: Iterable[str] = (),
+    scheme: Scheme | None = None,
     seed: int = 0,
     note: Note = lambda line: None,
 ) -> tuple[Model, ModelConfig]:
     """The model (in evaluation mode) and the config of a directory that may have no tokenizer.
 
-    Weights are converted to `dtype`. `head` puts another head on the model, for the classes `labels`; what the files
-    lack of it is drawn from `seed`. `note` is told, one line each, what was left out of the files and what of the model
-    is new. Raises UserError that names the file and what is wrong with it.
+    Weights are converted to `dtype`, or packed by `scheme` while they are read; what a directory holds packed stays so,
+    and `dtype` is then what the model computes in. `head` puts another head on the model, for the classes `labels`;
+    what the files lack of it is drawn from `seed`. `note` is told, one line each, what was left out of the files and
+    what of the model is new. Raises UserError that names the file and what is wrong with it.
     """
     path = Path(path)
     family, stated = read_config(path)
@@ -150,16 +184,26 @@ def load_weights(
     layers = config.layers + config.decoder_layers
     if layers > len(stored):
         raise UserError(f"{path}: config.json promises {layers} layers, the weights are {len(stored)} tensors")
+    if packed_by := read_scheme(path):
+        if config != stated or (scheme is not None and scheme.format != packed_by.format):
+            change = "given another head" if scheme is None else f"quantized again (to {scheme.format})"
+            raise UserError(f"{path}: stored as {packed_by.format}, which cannot be {change}: take the original model")
+        return read_packed(path, config, packed_by, stored, DTYPES[dtype], device).eval(), config
     with torch.device("meta"):
         model = build_model(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = find_tensors(path, family, stated, config, shapes, stored)
     for line in (*pooling_notes(path), *_notes(path, places, seed)):
         note(line)
-    state = _fresh_head(model, config, seed, DTYPES[dtype], device) if places.fresh else {}
-    state |= read_tensors(path, family, config, stored, places, DTYPES[dtype], device)
-    model.load_state_dict(state, assign=True)
-    return model.eval(), config
+    fresh = _fresh_head(model, config, seed, DTYPES[dtype], device) if places.fresh else {}
+    if scheme is None:
+        state = read_tensors(path, family, config, stored, places, DTYPES[dtype], device)
+        model.load_state_dict(fresh | state, assign=True)
+        return model.eval(), config
+    keep = PackingReader(config, scheme, DTYPES[dtype])
+    packed = {key: kept for name, tensor in fresh.items() for key, kept in keep(name, tensor).items()}
+    packed |= read_tensors(path, family, config, stored, places, torch.float32, device, keep)
+    return packed_model(config, scheme, packed, DTYPES[dtype]).eval(), config
 
 
 def _notes(path: Path, places: Places, seed: int) -> list[str]:

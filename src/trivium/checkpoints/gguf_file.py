@@ -121,6 +121,21 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def read_blocks(file: GgufFile, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The blocks of the matrix `name` as they are stored: bytes of shape (rows, blocks of a row, bytes of a block)."""
+    stored = file.tensors[name]
+    block_numbers, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[stored.kind]]
+    blocks = np.empty((*stored.shape[:-1], stored.shape[-1] // block_numbers, block_bytes), np.uint8)
+    try:
+        with file.path.open("rb") as data:
+            data.seek(stored.start)
+            if data.readinto(blocks.data.cast("B")) < stored.num_bytes:
+                raise UserError(f"{file.path}: {name} ends early: the file has become shorter")
+    except OSError as error:
+        raise UserError(f"{file.path}: cannot be read: {error.strerror}") from None
+    return blocks
+
+
 class _Header:
     """Reads forward through a file and never takes more than the file still holds."""
 

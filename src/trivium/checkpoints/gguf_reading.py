@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.checkpoints.gguf_file import GgufFile, read_header, read_tensor
+from trivium.checkpoints.gguf_file import GgufFile, read_blocks, read_header, read_tensor
 from trivium.checkpoints.gguf_names import Architecture, GgufTensor, architecture_of, gguf_tensors, read_config
 from trivium.checkpoints.layouts import Shape, published_shape, split
+from trivium.checkpoints.quantized import PackingReader, packed_model, under
 from trivium.checkpoints.weights_matching import first
 from trivium.errors import UserError
 from trivium.families.reading import shown
 from trivium.models.build import Model, build_model
 from trivium.models.config import ModelConfig
+from trivium.quantization.packing import BLOCK, Packed
+from trivium.quantization.schemes import Kind, Scheme
 from trivium.runtime import Precision
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.tokenizer.gguf_vocabulary import tokenizer_from_gguf
@@ -41,6 +44,10 @@ STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 UNUSED = 5
 
 
+# ggml's kind of blocks: how the same numbers are packed here.
+BLOCKS: dict[str, tuple[Kind, int]] = {"Q4_0": ("int4", BLOCK), "Q4_1": ("int4_asymmetric", BLOCK)}
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a file holds and where each of its tensors goes; nothing of its tensors has been read."""
@@ -52,11 +59,16 @@ class Plan:
 
 
 def load_gguf(
-    path: str | Path, *, dtype: Precision = "fp32", device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    dtype: Precision = "fp32",
+    device: torch.device | str = "cpu",
+    scheme: Scheme | None = None,
 ) -> tuple[Model, Tokenizer, ModelConfig, tuple[int, ...]]:
     """Open a GGUF file: the model (in evaluation mode), its tokenizer, its config, the ids that end a text.
 
-    Weights are converted to `dtype`. Raises UserError that names the file and what is wrong with it.
+    Weights are converted to `dtype`, or packed by `scheme`: see `read_model`. Raises UserError that names the file and
+    what is wrong with it.
     """
     plan = plan_reading(path)
     try:
@@ -68,7 +80,8 @@ def load_gguf(
             f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but there are {plan.config.vocab_size} "
             "embeddings"
         )
-    return read_model(plan, dtype=dtype, device=device), tokenizer, plan.config, stop_ids(plan.file.fields, str(path))
+    model = read_model(plan, dtype=dtype, device=device, scheme=scheme)
+    return model, tokenizer, plan.config, stop_ids(plan.file.fields, str(path))
 
 
 def plan_reading(path: str | Path) -> Plan:
@@ -90,12 +103,26 @@ def plan_reading(path: str | Path) -> Plan:
     return Plan(file, architecture, config, tensors)
 
 
-def read_model(plan: Plan, *, dtype: Precision = "fp32", device: torch.device | str = "cpu") -> Model:
-    """The model of a file, in evaluation mode."""
+def read_model(
+    plan: Plan, *, dtype: Precision = "fp32", device: torch.device | str = "cpu", scheme: Scheme | None = None
+) -> Model:
+    """The model of a file, in evaluation mode.
+
+    With a `scheme` matrices are packed while they are read. Those that the file holds in the very blocks of the scheme
+    (Q4_0 for int4, Q4_1 for int4_asymmetric, in groups of 32) are taken over bit for bit.
+    """
+    keep = None if scheme is None else PackingReader(plan.config, scheme, DTYPES[dtype])
     state: dict[str, Tensor] = {}
     for tensor in plan.tensors:
-        parts = split(tensor.weight, _as_ours(plan.file, tensor, DTYPES[dtype]), plan.config)
-        state |= {name: part.to(device) for name, part in zip(tensor.weight.ours, parts, strict=True)}
+        if keep is not None and (same := _same_blocks(plan.file, tensor, keep)) is not None:
+            state |= {name: part.to(device) for name, part in same.items()}
+            continue
+        read = _as_ours(plan.file, tensor, DTYPES[dtype] if keep is None else torch.float32)
+        for name, part in zip(tensor.weight.ours, split(tensor.weight, read, plan.config), strict=True):
+            kept = {name: part} if keep is None else keep(name, part)
+            state |= {key: value.to(device) for key, value in kept.items()}
+    if scheme is not None:
+        return packed_model(plan.config, scheme, state, DTYPES[dtype]).eval()
     with torch.device("meta"):
         model = build_model(plan.config)
     model.load_state_dict(state, assign=True)
@@ -135,12 +162,31 @@ def _as_ours(file: GgufFile, tensor: GgufTensor, dtype: torch.dtype) -> Tensor:
     name = tensor.weight.published
     if tensor.offset:  # a vector, so that fp32 costs nothing
         return (read_tensor(file, name, torch.float32) - tensor.offset).to(dtype)
-    read = read_tensor(file, name, dtype)
-    if not tensor.permuted_heads:
-        return read
-    # (H, N/2, 2, ...): element 2 i + j of a head is our element i + j N/2.
-    grouped = read.view(tensor.permuted_heads, -1, 2, *read.shape[1:])
-    return grouped.transpose(1, 2).reshape(read.shape)
+    return _our_rows(read_tensor(file, name, dtype), tensor.permuted_heads)
+
+
+def _same_blocks(file: GgufFile, tensor: GgufTensor, keep: PackingReader) -> dict[str, Tensor] | None:
+    """The codes and scales of one tensor whose blocks in the file are those it is to be packed in; else None."""
+    name, stored = tensor.weight.ours[0], file.tensors[tensor.weight.published]
+    how = keep.layout_of(name)
+    if how is None or how[:2] != BLOCKS.get(stored.kind) or len(tensor.weight.ours) > 1:
+        return None
+    if tensor.weight.layout != "same":
+        return None
+    rows = _our_rows(torch.from_numpy(read_blocks(file, stored.name)), tensor.permuted_heads)  # (O, I/32, bytes)
+    halves = rows[..., : -BLOCK // 2].contiguous().view(torch.float16)  # a scale, and in Q4_1 an offset
+    if not bool(torch.isfinite(halves).all()):
+        raise UserError(f"{file.path}: {shown(stored.name)} holds scales that are no finite numbers")
+    codes = rows[..., -BLOCK // 2 :].flatten(1).contiguous()
+    offsets = halves[..., 1].contiguous() if how.kind == "int4_asymmetric" else None
+    return under(name, Packed(how.kind, codes, halves[..., 0].contiguous(), offsets))
+
+
+def _our_rows(rows: Tensor, permuted_heads: int) -> Tensor:
+    """Rows of a file in our order: (H, N/2, 2, ...), element 2 i + j of a head is our element i + j N/2."""
+    if not permuted_heads:
+        return rows
+    return rows.view(permuted_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _check(origin: str, expected: Mapping[str, Shape], stored: Mapping[str, Shape], ignored: set[str]) -> None:

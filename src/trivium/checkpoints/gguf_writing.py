@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from trivium.checkpoints.gguf_names import Architecture, GgufTensor, architecture_for, gguf_tensors, write_fields
-from trivium.checkpoints.gguf_reading import ROPE_FACTORS, UNUSED, filler
+from trivium.checkpoints.gguf_reading import BLOCKS, ROPE_FACTORS, UNUSED, filler
 from trivium.checkpoints.gguf_rope import rope_factors
 from trivium.checkpoints.layouts import Shape, join, published_shape
+from trivium.checkpoints.quantized import DenseState
 from trivium.errors import UserError
 from trivium.files import make_directory, sync_directory, sync_file, temporary_beside
 from trivium.models.build import build_model
@@ -97,10 +98,10 @@ def save_gguf(
     """
     path = replaceable_file(path)
     architecture = architecture_for(config)
-    state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    state = DenseState(model)
     with torch.device("meta"):
         shapes = {key: tuple(tensor.shape) for key, tensor in build_model(config).state_dict().items()}
-    if {key: tuple(tensor.shape) for key, tensor in state.items()} != shapes:
+    if state.shapes() != shapes:
         raise ValueError("the model is not one of its config: merge adapters and take the model out of its wrappers")
     tensors = gguf_tensors(architecture, config, shapes)
     written = [_written(tensor.weight.published, published_shape(tensor.weight, shapes), dtype) for tensor in tensors]
@@ -122,7 +123,8 @@ def save_gguf(
             if factors is not None:
                 writer.write_tensor_data(np.array(factors, np.float32))
             for source, place in zip(tensors, written[factors is not None :], strict=True):
-                writer.write_tensor_data(_encoded(_as_theirs(source, state, config), place))
+                same = _same_blocks(source, state, place)
+                writer.write_tensor_data(_encoded(_as_theirs(source, state, config), place) if same is None else same)
                 progress.advance()
         finally:
             writer.close()
@@ -204,11 +206,31 @@ def _written(name: str, shape: Shape, dtype: GgufDtype) -> Written:
 def _as_theirs(tensor: GgufTensor, state: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
     """One tensor of the file in fp32, on the CPU: parameters joined, rows in llama.cpp's order, its offset added."""
     joined = join(tensor.weight, [state[ours].to("cpu", torch.float32) for ours in tensor.weight.ours], config)
-    if tensor.permuted_heads:
-        # Our element i + j N/2 of a head becomes element 2 i + j.
-        grouped = joined.view(tensor.permuted_heads, 2, -1, *joined.shape[1:])
-        joined = grouped.transpose(1, 2).reshape(joined.shape)
+    joined = _their_rows(joined, tensor.permuted_heads)
     return joined + tensor.offset if tensor.offset else joined
+
+
+def _their_rows(rows: Tensor, permuted_heads: int) -> Tensor:
+    """Rows in llama.cpp's order: our element i + j N/2 of a head becomes element 2 i + j."""
+    if not permuted_heads:
+        return rows
+    return rows.view(permuted_heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _same_blocks(tensor: GgufTensor, state: DenseState, place: Written) -> np.ndarray[Any, Any] | None:
+    """The blocks of a matrix that is packed as the file is to hold it, bit for bit; else None."""
+    packed = state.packed(tensor.weight.ours[0])
+    if (
+        packed is None
+        or tensor.weight.layout != "same"
+        or (packed.kind, packed.group_size) != BLOCKS.get(place.kind.name)
+    ):
+        return None
+    scales = packed.scales if packed.offsets is None else torch.stack((packed.scales, packed.offsets), -1)
+    outputs, groups = packed.scales.shape
+    halves = scales.cpu().contiguous().view(torch.uint8).view(outputs, groups, -1)
+    blocks = torch.cat((halves, packed.packed.cpu().view(outputs, groups, -1)), -1)
+    return _their_rows(blocks, tensor.permuted_heads).flatten(1).contiguous().numpy()
 
 
 def _encoded(tensor: Tensor, place: Written) -> np.ndarray[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from trivium.models.config import Head, Kind, ModelConfig
 from trivium.models.counts import num_parameters
@@ -77,18 +77,17 @@ def use_of(config: ModelConfig) -> Use:
     return EMBEDDER if (config.kind, config.head) == ("encoder", "none") else HEADS[config.head]
 
 
-def model_card(
-    name: str, config: ModelConfig, model_type: str, dtype: Precision, notes: str, mask: str = "[MASK]"
-) -> str:
+def model_card(name: str, config: ModelConfig, model_type: str, stored: str, notes: str, mask: str = "[MASK]") -> str:
     """Markdown with the header the Hugging Face hub reads.
 
+    `stored` is how its weights are stored: a precision, or the format of packed ones, which transformers cannot read.
     `notes` (markdown) tells where the model comes from; `mask` is the mask token's text.
     """
     use = use_of(config)
     article = "An" if use.what[0] in "aeiou" else "A"
     notes = f"\n{notes.strip()}\n" if notes.strip() else ""
     return f"""---
-library_name: transformers
+library_name: {"transformers" if stored in get_args(Precision) else "trivium"}
 pipeline_tag: {use.pipeline}
 tags: [trivium, {model_type}]
 ---
@@ -97,7 +96,7 @@ tags: [trivium, {model_type}]
 
 {article} {use.what} in the {model_type} format, made with Trivium.
 {notes}
-{_table(config, dtype)}
+{_table(config, stored)}
 
 ## Use
 
@@ -109,7 +108,18 @@ import trivium as tv
 bundle = tv.load(".")
 print({use.python.format(mask=mask)})
 ```
+{_transformers(use) if stored in get_args(Precision) else PACKED}"""
 
+
+PACKED = """
+The weights are packed, so that `transformers` refuses this directory; a dense one for it is written by
+
+    trivium export . --to hf --out dense
+"""
+
+
+def _transformers(use: Use) -> str:
+    return f"""
 With transformers:
 
 ```python
@@ -121,7 +131,7 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 """
 
 
-def _table(config: ModelConfig, dtype: Precision) -> str:
+def _table(config: ModelConfig, stored: str) -> str:
     layers = f"{config.layers} + {config.decoder_layers}" if config.decoder_layers else f"{config.layers}"
     tied = "shared with the output" if config.tied_embeddings else "separate from the output"
     rows = [
@@ -134,7 +144,7 @@ def _table(config: ModelConfig, dtype: Precision) -> str:
     if config.labels:
         shown = ", ".join(label.replace("|", "\\|").replace("\n", " ") for label in config.labels[:20])
         rows.append(("labels", shown + (", ..." if len(config.labels) > 20 else "")))
-    rows.append(("weights stored as", dtype))
+    rows.append(("weights stored as", stored))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 

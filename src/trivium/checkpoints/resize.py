@@ -17,6 +17,7 @@ from trivium.errors import UserError
 from trivium.models.build import Model
 from trivium.models.config import ModelConfig
 from trivium.models.config_checks import LARGEST
+from trivium.quantization.quantize import refuse_quantized
 
 
 def resize_vocabulary(model: Model, config: ModelConfig, new_size: int, *, shrink: bool = False) -> ModelConfig:
@@ -34,6 +35,7 @@ def resize_vocabulary(model: Model, config: ModelConfig, new_size: int, *, shrin
         )
     if config.kind == "encoder-decoder" and config.decoder_start_id >= new_size:
         raise UserError(f"vocab_size {new_size} leaves out the id that a target begins with, {config.decoder_start_id}")
+    refuse_quantized(model, "resized")
     resized = config.changed(vocab_size=new_size)
     model.embedding.weight = _resized(model.embedding.weight, new_size)
     model.embedding.num_embeddings = new_size

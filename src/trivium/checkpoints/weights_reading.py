@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,15 @@ from trivium.models.config import ModelConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_INDEX_BYTES = 64 << 20
+
+
+Keep = Callable[[str, Tensor], Mapping[str, Tensor]]
+"""From a parameter of ours and its tensor to what is kept of it, by name."""
+
+
+def as_it_is(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
+    """The tensor itself."""
+    return {name: tensor}
 
 
 def stored_tensors(path: Path) -> dict[str, Stored]:
@@ -52,8 +61,12 @@ def read_tensors(
     places: Places,
     dtype: torch.dtype,
     device: torch.device | str,
+    keep: Keep = as_it_is,
 ) -> dict[str, Tensor]:
-    """Our parameters by name, converted tensor by tensor; UserError for a copy that is none."""
+    """Our parameters by name, converted tensor by tensor; UserError for a copy that is none.
+
+    `keep` is given each parameter and says what of it is kept, under which names.
+    """
     weights = {weight.published: weight for weight in family.weights(config)}
     by_file: dict[Path, list[str]] = defaultdict(list)
     for published, name in places.found.items():
@@ -66,7 +79,8 @@ def read_tensors(
                 if published in places.stand_ins:  # two parameters from one tensor must not share its memory
                     tensor = tensor.clone()
                 parts = split(weights[published], tensor, config)
-                state |= {name: part.to(device) for name, part in zip(weights[published].ours, parts, strict=True)}
+                for name, part in zip(weights[published].ours, parts, strict=True):
+                    state |= {key: kept.to(device) for key, kept in keep(name, part).items()}
     for copy, original in places.copies.items():
         _check_copy(path, family, config, stored, copy, places.found[original], original)
     return state

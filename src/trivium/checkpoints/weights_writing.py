@@ -17,6 +17,7 @@ from torch import nn
 
 from trivium.checkpoints.json_files import write_object
 from trivium.checkpoints.layouts import join, published_shape
+from trivium.checkpoints.quantized import DenseState
 from trivium.checkpoints.weights_reading import INDEX, WEIGHTS
 from trivium.errors import UserError
 from trivium.families.family import Family, Weight
@@ -35,16 +36,17 @@ def write_weights(
     dtype: torch.dtype,
     largest_shard_bytes: int = LARGEST_SHARD_BYTES,
 ) -> None:
-    """Write the model's tensors into `folder` (which the caller stages). A tensor larger than a shard gets its own.
+    """Write the model's tensors into `folder` (which the caller stages), packed ones unpacked.
+
+    A tensor larger than a shard gets its own.
 
     Raises ValueError when the model is not one of `config`, UserError when the file cannot be written.
     """
-    state = model.state_dict()
+    state = DenseState(model)
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in build_model(config).state_dict().items()}
-    if {name: tensor.shape for name, tensor in state.items()} != expected:
+        shapes = {name: tuple(tensor.shape) for name, tensor in build_model(config).state_dict().items()}
+    if state.shapes() != shapes:
         raise ValueError("the model is not one of its config: merge adapters and take the model out of its wrappers")
-    shapes = {name: tuple(shape) for name, shape in expected.items()}
     weights = list(family.weights(config))
     sizes = [math.prod(published_shape(weight, shapes)) * dtype.itemsize for weight in weights]
     shards = _shards(weights, sizes, largest_shard_bytes)

@@ -35,6 +35,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 VERBS: dict[str, Verb] = {
     "quickstart": Verb("Start", "From nothing to a trained, measured language model in minutes"),
     "doctor": Verb("Start", "What this machine is, and how fast: measured"),
+    "plan": Verb("Start", "Will it fit, and how long will it take: memory and time of a run, before it begins"),
     "tokenizer": Verb("Learn", "Learn a tokenizer, use it, judge it"),
     "pretrain": Verb("Learn", "Train a model on raw text, as a recipe says"),
     "resume": Verb("Learn", "Go on with a run that was interrupted, bit for bit"),
@@ -44,10 +45,12 @@ VERBS: dict[str, Verb] = {
     "seq2seq": Verb("Use", "Turn a text into another: translate, summarise"),
     "classify": Verb("Use", "Tell the class of a text"),
     "embed": Verb("Use", "Turn texts into vectors"),
+    "quantize": Verb("Use", "Store a model in fewer bits, and measure what that costs"),
     "export": Verb("Use", "Write a model as a Hugging Face directory or a GGUF file"),
     "metric": Verb("Judge", "Numbers from a model or from predictions: perplexity, rouge, bleu"),
     "report": Verb("Judge", "One self-contained page about a run"),
     "matrix": Verb("Judge", "What works with what, as tested"),
+    "bench": Verb("Judge", "How fast a model reads and writes here, beside what the machine allows"),
 }
 
 # Nor is a path that cannot be used.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.errors import UserError
@@ -33,6 +33,8 @@ def chat(
     top_p: Annotated[float, help_of(GenerationSettings, "top_p")] = 1.0,
     repetition_penalty: Annotated[float, help_of(GenerationSettings, "repetition_penalty")] = 1.0,
     seed: Annotated[int, help_of(GenerationSettings, "seed")] = 0,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -60,9 +62,20 @@ def chat(
     }
     settings = build_settings(GenerationSettings, given, "chat")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output, "chat")
+        from trivium.planner.uses import talking
+
+        opened = open_planned(
+            model,
+            output,
+            "chat",
+            lambda config: talking(config, settings, prompt and f"{system or ''} {prompt}"),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
         from trivium.generation.chat import Chat
 
+        bundle = opened.bundle
         conversation = Chat(bundle.model, bundle.tokenizer, settings, system=system, eos_ids=bundle.eos_ids)
         interactive = prompt is None and sys.stdin.isatty()
         if interactive:
@@ -71,9 +84,12 @@ def chat(
         for line in [prompt] if prompt is not None else _lines(interactive):
             if not _obeyed(line, conversation, output) and line.strip():
                 answer = _answer(line, conversation, output, interactive) or answer
+        if answer is None and as_json:
+            raise UserError("nothing was said: give --prompt, or lines on standard input")
+        if answer is None:
+            return
+        memory = opened.measured()
         if as_json:
-            if answer is None:
-                raise UserError("nothing was said: give --prompt, or lines on standard input")
             output.result(
                 {
                     "text": answer.text,
@@ -81,6 +97,7 @@ def chat(
                     "finish_reason": answer.finish_reason,
                     "tokens_per_second": answer.tokens_per_second,
                     "messages": conversation.messages,
+                    **memory,
                 }
             )
 

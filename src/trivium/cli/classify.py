@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 
 app = new_app()
@@ -20,6 +20,8 @@ def classify(
         str | None,
         typer.Option(help="A second text, for models that judge two: does the first imply it, do they mean the same?"),
     ] = None,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -34,12 +36,23 @@ def classify(
       trivium classify MODEL "A man sleeps." --pair "Someone is awake." --json
     """
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output, "classify")
-        result = bundle.classify(text, pair)
+        from trivium.planner.uses import reading
+
+        opened = open_planned(
+            model,
+            output,
+            "classify",
+            lambda config: reading(config, [f"{text} {pair or ''}"]),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        result = opened.bundle.classify(text, pair)
+        memory = opened.measured()
         likeliest_first = sorted(result.probabilities.items(), key=lambda item: -item[1])
         if len(likeliest_first) == 1:
             ((label, score),) = likeliest_first
-            output.result({"label": label, "score": score}, text=f"{label}  {score:.4f}")
+            output.result({"label": label, "score": score, **memory}, text=f"{label}  {score:.4f}")
             return
-        values: dict[str, Any] = {"label": result.label, "probabilities": result.probabilities}
+        values: dict[str, Any] = {"label": result.label, "probabilities": result.probabilities, **memory}
         output.result(values, text="\n".join(f"{share:7.2%}  {label}" for label, share in likeliest_first))

@@ -28,6 +28,7 @@ def doctor(
       trivium doctor --json > machine.json
     """
     from trivium.machine import describe_machine, measure_machine
+    from trivium.planner.speed import remember
     from trivium.runtime import choose_runtime, prepare_process
 
     with Output(as_json, quiet) as output:
@@ -44,6 +45,7 @@ def doctor(
         values: dict[str, Any] = dataclasses.asdict(facts)
         values["precision"] = runtime.precision
         values["speeds"] = [dataclasses.asdict(speed) for speed in speeds]
+        remember(values)
         output.result(values, _text(values))
 
 

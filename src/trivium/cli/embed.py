@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.errors import UserError
 
@@ -24,6 +24,8 @@ def embed(
     file: Annotated[
         Path | None, typer.Option(help="A .txt file with a text on each line, or rows with text (jsonl, csv, ...).")
     ] = None,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -42,7 +44,18 @@ def embed(
         raise UserError("give texts, or --file with texts (and not both)")
     with Output(as_json, quiet) as output:
         given = texts or _texts_of(file)
-        bundle = open_bundle(model, device, output)
+        from trivium.planner.uses import reading
+
+        opened = open_planned(
+            model,
+            output,
+            "embed",
+            lambda config: reading(config, given),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        bundle = opened.bundle
         from trivium.generation.embed import embed as embedded
 
         vectors = embedded(bundle.model, bundle.tokenizer, given, progress=output.progress).tolist()
@@ -50,7 +63,8 @@ def embed(
         for text, vector in zip(given, vectors, strict=True):
             shown = " ".join(f"{number:+.4f}" for number in vector[:NUMBERS_SHOWN])
             lines.append(f"{shown} ...  {' '.join(text.split())[:CHARACTERS_SHOWN]}")
-        output.result({"vectors": vectors, "dimensions": bundle.config.width}, text="\n".join(lines))
+        values = {"vectors": vectors, "dimensions": bundle.config.width, **opened.measured()}
+        output.result(values, text="\n".join(lines))
 
 
 def _texts_of(file: Path | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ def fill_mask(
     model: ModelArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A text with [MASK] where a word is missing.")],
     top_k: Annotated[int, typer.Option(min=1, help="How many candidates to show for each blank, best first.")] = 5,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -36,14 +38,25 @@ def fill_mask(
       trivium fill-mask MODEL "Paris is the [MASK] of [MASK]." --top-k 3 --json
     """
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output, "fill-mask")
+        from trivium.planner.uses import reading
+
+        opened = open_planned(
+            model,
+            output,
+            "fill-mask",
+            lambda config: reading(config, [text]),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        bundle = opened.bundle
         from trivium.generation.fill_mask import fill_masks
 
         masks = fill_masks(bundle.model, bundle.tokenizer, text, top_k)
         values: dict[str, Any] = {"candidates": [_plain(candidate) for candidate in masks[0]]}
         if len(masks) > 1:
             values["masks"] = [[_plain(candidate) for candidate in candidates] for candidates in masks]
-        output.result(values, text="\n\n".join(map(_table, masks)))
+        output.result({**values, **opened.measured()}, text="\n\n".join(map(_table, masks)))
 
 
 def _plain(candidate: Candidate) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import EMPTY, ModelArgument, open_bundle
+from trivium.cli.opening import EMPTY, IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -29,6 +29,8 @@ def generate(
     length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer (may be given again).")] = None,
     seed: Annotated[int | None, help_of(GenerationSettings, "seed")] = None,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -61,8 +63,18 @@ def generate(
     stated = {name: value for name, value in given.items() if value is not None}
     settings = build_settings(GenerationSettings, stated, "generate")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output, "generate")
-        generation = bundle.generate(prompt, settings, stream=output.write)
+        from trivium.planner.uses import writing
+
+        opened = open_planned(
+            model,
+            output,
+            "generate",
+            lambda config: writing(config, prompt, settings),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        generation = opened.bundle.generate(prompt, settings, stream=output.write)
         if not generation.text:
             output.progress.note(EMPTY)
         output.result(
@@ -71,6 +83,7 @@ def generate(
                 "tokens": generation.tokens,
                 "finish_reason": generation.finish_reason,
                 "tokens_per_second": generation.tokens_per_second,
+                **opened.measured(),
             },
             text="\n",
         )

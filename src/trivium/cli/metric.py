@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import ModelArgument, open_bundle
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app, table
 from trivium.errors import UserError
 
@@ -29,6 +29,8 @@ def metric() -> None:
 def perplexity(
     model: ModelArgument,
     file: Annotated[Path, typer.Option(help="Text, or rows with text, to be predicted.")],
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -45,12 +47,21 @@ def perplexity(
     from trivium.data.readers import read_rows
     from trivium.data.rows import text_of
     from trivium.generation.scoring import score_documents, sum_scores
+    from trivium.planner.uses import reading
 
     with Output(as_json, quiet) as output:
         texts = [text_of(row) for row in read_rows(file)]
-        bundle = open_bundle(model, device, output, "perplexity")
-        scores = score_documents(bundle.model, bundle.tokenizer, texts, progress=output.progress)
-        output.result(sum_scores(scores).perplexity().to_json())
+        opened = open_planned(
+            model,
+            output,
+            "perplexity",
+            lambda config: reading(config, texts, windows=True),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        scores = score_documents(opened.bundle.model, opened.bundle.tokenizer, texts, progress=output.progress)
+        output.result({**sum_scores(scores).perplexity().to_json(), **opened.measured()})
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trivium.cli.opening import IgnorePlanFlag
 from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, run_table
 from trivium.cli.settings_help import settings_help
 
@@ -19,6 +20,7 @@ def pretrain(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="key=value", help="Settings to use instead of the recipe's.")
     ] = None,
+    ignore_plan: IgnorePlanFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -39,7 +41,7 @@ def pretrain(
         settings = load_recipe(PretrainRecipe, recipe, overrides or ())
         from trivium.pretraining.run import pretrain as run
 
-        summary = run(settings, progress=output.progress)
+        summary = run(settings, progress=output.progress, ignore_plan=ignore_plan)
         output.result(summary, run_table(summary))
 
 

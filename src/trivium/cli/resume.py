@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trivium.cli.opening import IgnorePlanFlag
 from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app, run_table
 
 app = new_app()
@@ -15,6 +16,7 @@ app = new_app()
 @app.command()
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory.")],
+    ignore_plan: IgnorePlanFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -29,5 +31,5 @@ def resume(
     from trivium.pretraining.run import resume as run
 
     with Output(as_json, quiet) as output:
-        summary = run(run_dir, progress=output.progress)
+        summary = run(run_dir, progress=output.progress, ignore_plan=ignore_plan)
         output.result(summary, run_table(summary))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import EMPTY, ModelArgument, open_bundle
+from trivium.cli.opening import EMPTY, IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -22,6 +22,8 @@ def seq2seq(
     length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
     no_repeat_ngram_size: Annotated[int | None, help_of(GenerationSettings, "no_repeat_ngram_size")] = None,
     max_new_tokens: Annotated[int | None, help_of(GenerationSettings, "max_new_tokens")] = None,
+    quantize: QuantizeOption = None,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -48,8 +50,18 @@ def seq2seq(
     stated = {name: value for name, value in given.items() if value is not None}
     settings = build_settings(GenerationSettings, stated, "seq2seq")
     with Output(as_json, quiet) as output:
-        bundle = open_bundle(model, device, output, "seq2seq")
-        generation = bundle.seq2seq(text, settings, stream=output.write)
+        from trivium.planner.uses import writing
+
+        opened = open_planned(
+            model,
+            output,
+            "seq2seq",
+            lambda config: writing(config, text, settings),
+            device=device,
+            quantize=quantize,
+            ignore_plan=ignore_plan,
+        )
+        generation = opened.bundle.seq2seq(text, settings, stream=output.write)
         if not generation.text:
             output.progress.note(EMPTY)
         output.result(
@@ -58,6 +70,7 @@ def seq2seq(
                 "tokens": generation.tokens,
                 "finish_reason": generation.finish_reason,
                 "tokens_per_second": generation.tokens_per_second,
+                **opened.measured(),
             },
             text="\n",
         )

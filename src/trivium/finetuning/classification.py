@@ -8,7 +8,7 @@ size of micro-batches change neither the loss nor the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trivium.checkpoints.config_files import read_config
 from trivium.checkpoints.directory import load_weights, save_model_directory
 from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
@@ -23,7 +24,11 @@ from trivium.data.sources import EvaluationRows, PackedSource
 from trivium.errors import UserError
 from trivium.models.base import LanguageModel
 from trivium.models.config import ModelConfig
+from trivium.models.counts import num_parameters
 from trivium.models.encoder_decoder import shifted_right
+from trivium.planner.history import PlannedRun, record_run
+from trivium.planner.memory import estimate
+from trivium.planner.statement import state_plan
 from trivium.progress import SILENT, Progress
 from trivium.runtime import Runtime
 from trivium.tokenizer.bpe import Tokenizer
@@ -118,6 +123,8 @@ class ClassifierResult:
     """Share of the held-out texts whose likeliest class is the right one."""
     loss: float
     """Mean held-out loss, nats per text."""
+    planned_peak_bytes: int
+    """The memory planned before the run; what it took is `training.peak_bytes`."""
 
 
 def train_classifier(
@@ -132,20 +139,22 @@ def train_classifier(
     rows_per_step: int = 32,
     rows_per_micro_batch: int = 16,
     sequence_length: int = 256,
+    ignore_plan: bool = False,
     progress: Progress = SILENT,
 ) -> ClassifierResult:
     """Train the model in `base` to tell `labels` apart; the classifier is written to `run`/model.
 
     Checkpoints, `metrics.jsonl` and resuming are those of every run. Raises UserError for a model that cannot have such
-    a head.
+    a head, and, unless `ignore_plan`, where the memory planned for the run is more than there is.
     """
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise UserError(f"labels are {', '.join(labels) or 'none'}: give two or more, each once")
+    rows = min(rows_per_step, rows_per_micro_batch)
+    planned = _stated(base, run, rows, sequence_length, settings, runtime, ignore_plan, progress)
     model, config = load_weights(base, head="classification", labels=tuple(labels))
     model = model.to(runtime.torch_device())
     tokenizer = Tokenizer.load(base)
-    length = min(sequence_length, config.max_positions)
-    objective = ClassificationObjective()
+    length, objective = planned.length, ClassificationObjective()
     held_out = EvaluationRows(LabelledRows(held_out_texts, tokenizer, config, length), rows_per_micro_batch)
 
     def measure(should_stop: Callable[[], bool]) -> Mapping[str, float]:
@@ -170,5 +179,51 @@ def train_classifier(
         progress=progress,
     )
     save_model_directory(run / "model", model, config, tokenizer)
+    record_run(replace(planned, peak_bytes=result.peak_bytes), progress)
     found = measure(lambda: False)
-    return ClassifierResult(result, found["held_out_accuracy"], found["held_out_loss"])
+    return ClassifierResult(result, found["held_out_accuracy"], found["held_out_loss"], planned.planned_bytes)
+
+
+def _stated(
+    base: Path,
+    run: Path,
+    rows: int,
+    sequence_length: int,
+    settings: TrainingSettings,
+    runtime: Runtime,
+    ignore: bool,
+    progress: Progress,
+) -> PlannedRun:
+    """Say what the run will need, told from the config of `base` alone; UserError where it does not fit."""
+    _, config = read_config(base)
+    length = min(sequence_length, config.max_positions)
+    plan = estimate(
+        config,
+        rows_per_micro_batch=rows,
+        sequence_length=length,
+        precision=settings.precision,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        packed_documents=True,
+    )
+    plan = replace(plan, logits_bytes=0)  # no scores of tokens are computed
+    state_plan(
+        plan,
+        "this run",
+        device=runtime.device,
+        ignore=ignore,
+        override="ignore_plan",
+        suggest=lambda: ["fewer rows_per_micro_batch", "gradient_checkpointing", "a shorter sequence_length"],
+        progress=progress,
+    )
+    return PlannedRun(
+        stage="classification",
+        model=str(run),
+        kind=config.kind,
+        parameters=num_parameters(config),
+        precision=settings.precision,
+        device=runtime.device,
+        rows=rows,
+        length=length,
+        planned_bytes=plan.peak_bytes,
+        peak_bytes=0,
+    )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trivium.errors import UserError
+from trivium.generation.choosing import not_finite
 from trivium.models.cache import Cache, Memory
 from trivium.models.decoder import Decoder
 from trivium.models.encoder_decoder import EncoderDecoder
@@ -53,10 +53,7 @@ class Reading:
         """(B, V) fp32 log-probabilities of each row's next token. UserError when they are not numbers."""
         logprobs_BV = self.logits_BV.float().log_softmax(-1)
         if logprobs_BV[:, 0].isnan().any():  # one NaN or +inf makes its whole row NaN
-            raise UserError(
-                "the model's scores are not finite, so no token can be chosen: its weights are damaged, or "
-                f"overflow in {self.logits_BV.dtype} (load it in fp32 or bf16)"
-            )
+            raise not_finite(self.logits_BV.dtype)
         return logprobs_BV
 
     @torch.inference_mode()

@@ -15,6 +15,8 @@ from trivium.generation.stopping import FinishReason, StopMatcher
 from trivium.models.config import ModelConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trivium.tokenizer.bpe import StreamDecoder, Tokenizer
 
 
@@ -70,7 +72,11 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: UserError | None = None
+    """Why it cannot go on, if it cannot."""
     seconds: float = 0.0
+    seen_V: Tensor | None = None
+    """(V,) bool: the tokens it holds, where a filter needs them (`choosing.py` fills it in)."""
 
     def push(self, token: int, logprob: float, ends: frozenset[int], *, is_last: bool = False) -> str:
         """Add one token; returns the text that is certain now. Sets `finish_reason` when it was the last.

@@ -60,6 +60,12 @@ class GenerationSettings(Settings):
     add_bos: Literal["auto", "always", "never"] = "auto"
     """Whether a prompt given as text starts with the beginning-of-text token: auto does as the tokenizer says.
     Prompts given as token ids are taken as they are."""
+    speculate: int = Field(default=0, ge=0, le=64)
+    """How many tokens of a decoder's text are guessed ahead from the text itself and checked in one pass (prompt
+    lookup), which is faster where texts repeat themselves; the tokens are the same. 0: none."""
+    kv_cache: Literal["model", "int8"] = "model"
+    """How a decoder's keys and values are kept: as the model computes them, or in a byte each (a quarter of the memory
+    of fp32), which changes the scores a little."""
     rows_per_batch: int = Field(default=32, ge=1)
     """Most texts (each beam is one) that are continued together; more is faster and needs more memory for the KV
     cache."""
@@ -70,7 +76,9 @@ class GenerationSettings(Settings):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _beams_do_not_sample(self) -> GenerationSettings:
+    def _beams_go_their_own_way(self) -> GenerationSettings:
+        if self.num_beams > 1 and (self.speculate or self.kv_cache != "model"):
+            raise ValueError("beam search neither guesses ahead nor keeps int8: set speculate=0 and kv_cache=model")
         if self.num_beams > 1 and not self.greedy:
             raise ValueError(
                 f"num_beams={self.num_beams} searches for the likeliest text and temperature={self.temperature:g} "

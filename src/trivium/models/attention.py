@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trivium.models.block_attention import block_attention
-from trivium.models.cache import Cache
+from trivium.models.cache import KeyValues
 from trivium.models.config import ModelConfig
 from trivium.models.layers import build_norm
 from trivium.models.positions import Rotation, rotate
@@ -51,7 +51,7 @@ class Shared(NamedTuple):
     """How queries and keys are turned, if positions are rotary."""
     local_rotation: Rotation | None
     """The same in windowed layers."""
-    cache: Cache | None
+    cache: KeyValues | None
     """Keys and values of the past, with room made for those of this pass."""
     source_keys: Tensor | None
     """(B, K, S, N): those of the source for one layer of an encoder-decoder's decoder; its stack fills them in."""

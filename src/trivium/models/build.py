@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from trivium.models.config import Kind, ModelConfig
 from trivium.models.decoder import Decoder
@@ -24,8 +27,26 @@ RESIDUAL = ("attention.output.weight", "cross.output.weight", "mlp.down.weight")
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The model a config describes, with torch's default weights: `initialise` it or load weights into it."""
-    return MODELS[config.kind](config)
+    """The model a config describes, with torch's default weights: `initialise` it or load weights into it.
+
+    On the meta device, where there is no memory, nothing is drawn.
+    """
+    if torch.get_default_device().type != "meta":
+        return MODELS[config.kind](config)
+    with _NothingDrawn():
+        return MODELS[config.kind](config)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: drawing on the meta device changes nothing, and makes torch import its compiler."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def set_gradient_checkpointing(model: nn.Module, on: bool) -> None:

@@ -1,5 +1,7 @@
 """Keys and values that attention has computed once: those of the past (`Cache`) and those of a source (`Memory`).
 
+A stack asks little of a past, which `KeyValues` says, so that it may also be kept elsewhere (`generation/slots.py`).
+
 Both are arguments and returns, never attributes of a layer. Invariants their tests check: any split of a sequence into
 cached chunks gives the logits of one pass (but with `dynamic` rotary scaling, whose base grows with the text); tokens
 of one segment cannot reach another.
@@ -8,12 +10,44 @@ of one segment cannot reach another.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trivium.models.config import ModelConfig
+
+
+class KeyValues(Protocol):
+    """The past of B rows as a stack reads and extends it."""
+
+    @property
+    def length(self) -> int:
+        """S: how many places of each row attention reads."""
+        ...
+
+    @property
+    def segments(self) -> Tensor | None:
+        """(B, at least S) int32: which segment each place belongs to (0: padding); None: one segment, no padding."""
+        ...
+
+    @property
+    def places(self) -> Tensor | None:
+        """(B, T) int64: where in its row each of the newest positions stands, and what it sees ends; None: the last T
+        places of all rows."""
+        ...
+
+    def extended(self, count: int, segments_BT: Tensor | None) -> Self:
+        """The past with room for `count` positions more of each row."""
+        ...
+
+    def update(self, layer: int, k_BKTN: Tensor, v_BKTN: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values of the newest T positions; returns those of all places, (B, K, S, N) each."""
+        ...
+
+
+Past = TypeVar("Past", bound=KeyValues)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +86,10 @@ class Cache:
     def batch(self) -> int:
         """How many rows (B)."""
         return self.keys[0].shape[0]
+
+    @property
+    def places(self) -> None:
+        """All rows grow together."""
 
     @property
     def capacity(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from trivium.models.base import LanguageModel
-from trivium.models.cache import Cache
+from trivium.models.cache import Past
 from trivium.models.config import ModelConfig
 from trivium.models.transformer import Stack
 
@@ -24,8 +24,8 @@ class Decoder(LanguageModel):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         prefix: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Tensor, Cache | None]:
+        cache: Past | None = None,
+    ) -> tuple[Tensor, Past | None]:
         """Hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`.
 
         `segments` (B, T): positions attend only within their own segment; 0 is padding. None: one document a row (or,

@@ -60,9 +60,7 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if tied and config.head_bias else None
         self.config = config
 
-    def forward(
-        self, hidden_BTD: Tensor, segments: Tensor | None = None, embedding: Embedding | None = None
-    ) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, segments: Tensor | None = None, embedding: Embedding | None = None) -> Tensor:
         """The head's result: (B, T, V) for `lm` (which needs the embedding table where it is tied), (B, T, C) for
         tokens and spans, (B, C) for a text, (B,) for `scalar`, and hidden states as they are for `none`."""
         kind = self.config.head

@@ -27,30 +27,37 @@ def attention_mask(
     *,
     window: int = 0,
     prefix_BS: Tensor | None = None,
+    places_BT: Tensor | None = None,
 ) -> Tensor | None:
-    """What is added to the scores of T queries, the last of S = `length` positions: 0, or -inf where not to be seen.
+    """What is added to the scores of T queries over S = `length` keys: 0, or -inf where not to be seen.
 
     (B, 1, T, S), or (1, 1, T, S), of `dtype`; None when nothing is to be masked, or (T == S) plain causality alone,
     for which attention has a faster way. `window`: see `ModelConfig.sliding_window`; 0: none. `prefix_BS`: positions
-    that all of their document may see.
+    that all of their document may see. `places_BT`: see `query_places`.
     """
     index = torch.arange(length, device=device)
-    queries = index[length - tokens :, None]
+    queries = query_places(tokens, length, device, places_BT)[:, :, None]
     narrow = 0 < window < length
+    special = segments_BS is not None or length > tokens or narrow or prefix_BS is not None
     seen: Tensor | None = None
-    if causal and tokens > 1 and (segments_BS is not None or length > tokens or narrow or prefix_BS is not None):
-        seen = (queries >= index)[None, None]
+    if causal and (places_BT is not None or (tokens > 1 and special)):
+        seen = (queries >= index)[:, None]
         if prefix_BS is not None:
             seen = seen | prefix_BS[:, None, None, :]
     if narrow:
         near = queries - index < window
         if not causal or prefix_BS is not None:
             near &= index - queries < window
-        seen = near[None, None] if seen is None else seen & near
+        seen = near[:, None] if seen is None else seen & near[:, None]
     if segments_BS is not None:
         same = segments_BS[:, None, length - tokens :, None] == segments_BS[:, None, None, :]
         seen = same if seen is None else same & seen
     return None if seen is None else _added(seen, dtype)
+
+
+def query_places(tokens: int, length: int, device: torch.device, places_BT: Tensor | None = None) -> Tensor:
+    """(B or 1, T) int64: where among S = `length` keys each query stands; the last T of them, or `places_BT`."""
+    return torch.arange(length - tokens, length, device=device)[None] if places_BT is None else places_BT
 
 
 def cross_mask(segments_BT: Tensor | None, source_segments_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -70,8 +77,8 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-def alibi_bias(heads: int, tokens: int, length: int, device: torch.device) -> Tensor:
-    """(1, H, T, S) fp32: minus each head's slope times the distance between query and key.
+def alibi_bias(heads: int, tokens: int, length: int, device: torch.device, places_BT: Tensor | None = None) -> Tensor:
+    """(B or 1, H, T, S) fp32: minus each head's slope times the distance between query and key.
 
     The slopes are 2^(-8 i / H) for i = 1..H when H is a power of two; for other H, those of the next smaller power
     and then every other one of the next larger.
@@ -80,20 +87,27 @@ def alibi_bias(heads: int, tokens: int, length: int, device: torch.device) -> Te
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     index = torch.arange(length, device=device)
-    distance = (index[length - tokens :, None] - index).abs().float()
-    return -torch.tensor(slopes, device=device)[None, :, None, None] * distance
+    distance = (query_places(tokens, length, device, places_BT)[:, :, None] - index).abs().float()
+    return -torch.tensor(slopes, device=device)[None, :, None, None] * distance[:, None]
 
 
 def relative_buckets(
-    tokens: int, length: int, causal: bool, buckets: int, max_distance: int, device: torch.device
+    tokens: int,
+    length: int,
+    causal: bool,
+    buckets: int,
+    max_distance: int,
+    device: torch.device,
+    places_BT: Tensor | None = None,
 ) -> Tensor:
-    """(T, S) int64: the bucket of each distance, as in T5.
+    """(T, S) int64, or with `places_BT` (B, T, S): the bucket of each distance, as in T5.
 
     Half of the buckets hold one distance each, the other half ever more of them, up to `max_distance`. A stack that
     sees both ways gives half of all to keys that lie ahead.
     """
     index = torch.arange(length, device=device)
-    ahead = index - index[length - tokens :, None]
+    queries = index[length - tokens :] if places_BT is None else places_BT
+    ahead = index - queries[..., None]
     if causal:
         first, distance = torch.zeros_like(ahead), (-ahead).clamp(min=0)
     else:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from trivium.models.attention import Attention, CrossAttention, Shared, View, prefers_blocks
-from trivium.models.cache import Cache, Memory
+from trivium.models.cache import KeyValues, Memory, Past
 from trivium.models.config import ModelConfig
 from trivium.models.layers import MLP, build_norm
 from trivium.models.masks import alibi_bias, attention_mask, cross_mask, relative_buckets
@@ -101,23 +101,24 @@ class Stack(nn.Module):
         segments: Tensor | None = None,
         types: Tensor | None = None,
         prefix: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: Past | None = None,
         memory: Memory | None = None,
-    ) -> tuple[Tensor, Cache | None]:
+    ) -> tuple[Tensor, Past | None]:
         """Token embeddings to hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`."""
-        T, past, device = x_BTD.shape[1], 0 if cache is None else cache.length, x_BTD.device
-        if prefix is not None and past:
+        T, length, places = x_BTD.shape[1], x_BTD.shape[1], None
+        if prefix is not None and cache is not None and cache.length:
             raise ValueError("a prefix must be read in one pass: the cache already holds positions")
         if cache is not None:
             cache = cache.extended(T, segments)
-            segments = None if cache.segments is None else cache.segments[:, : cache.length]
+            length, places = cache.length, cache.places
+            segments = None if cache.segments is None else cache.segments[:, :length]
         if positions is None and segments is not None:
-            positions = positions_in_segments(segments)[:, past:]
+            positions = positions_in_segments(segments)[:, length - T :]
         elif positions is None:
-            positions = torch.arange(past, past + T, device=device)
-        self._refuse_unknown(positions, types, past + T)
+            positions = torch.arange(length - T, length, device=x_BTD.device) if places is None else places
+        self._refuse_unknown(positions, types, length)
         x_BTD = self._embedded(x_BTD, positions, types)
-        shared = self._shared(x_BTD, past, positions, segments, prefix, cache, memory)
+        shared = self._shared(x_BTD, length, positions, segments, prefix, cache, memory)
         return self._through_blocks(x_BTD, shared, memory), cache
 
     def _refuse_unknown(self, positions: Tensor, types: Tensor | None, length: int) -> None:
@@ -162,22 +163,25 @@ class Stack(nn.Module):
     def _shared(
         self,
         x_BTD: Tensor,
-        past: int,
+        length: int,
         positions: Tensor,
         segments: Tensor | None,
         prefix: Tensor | None,
-        cache: Cache | None,
+        cache: KeyValues | None,
         memory: Memory | None,
     ) -> Shared:
         """Masks and rotations, made once for all layers."""
         config, T, device = self.config, x_BTD.shape[1], x_BTD.device
         dtype = _matmul_dtype(x_BTD)
-        bias = self._bias(T, past + T, dtype, device)
-        blocks_suit = past == 0 and T > 1 and bias is None and prefers_blocks(device, dtype)
+        places = None if cache is None else cache.places
+        bias = self._bias(T, length, dtype, device, places)
+        blocks_suit = length == T > 1 and places is None and bias is None and prefers_blocks(device, dtype)
         causal = self.causal and prefix is None
 
         def view(window: int) -> View:
-            mask = attention_mask(T, segments, past + T, self.causal, dtype, device, window=window, prefix_BS=prefix)
+            mask = attention_mask(
+                T, segments, length, self.causal, dtype, device, window=window, prefix_BS=prefix, places_BT=places
+            )
             if bias is not None and mask is None and self.causal and T > 1:  # a bias cannot go with the faster way
                 mask = torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu_(1)
             if bias is not None:
@@ -188,22 +192,25 @@ class Stack(nn.Module):
         turn, local_turn = self._rotations(positions, dtype)
         source = View(None, False, False)
         if memory is not None:
-            targets = None if segments is None else segments[:, past:]
+            targets = None if segments is None else segments[:, length - T :]
             mask = cross_mask(targets, memory.segments, dtype)
             source = View(mask, False, T > 1 and prefers_blocks(device, dtype))
         windowed = view(config.sliding_window) if config.sliding_window else full
         return Shared(full, windowed, turn, local_turn, cache, None, None, source, dtype)
 
-    def _bias(self, tokens: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """What is added to the scores by distance, (1, H, T, S)."""
+    def _bias(
+        self, tokens: int, length: int, dtype: torch.dtype, device: torch.device, places: Tensor | None
+    ) -> Tensor | None:
+        """What is added to the scores by distance, (B or 1, H, T, S)."""
         config = self.config
         if self.relative is not None:
-            buckets_TS = relative_buckets(
-                tokens, length, self.causal, config.relative_buckets, config.relative_max_distance, device
+            buckets = relative_buckets(
+                tokens, length, self.causal, config.relative_buckets, config.relative_max_distance, device, places
             )
-            return self.relative(buckets_TS).permute(2, 0, 1)[None].to(dtype)  # type: ignore[no-any-return]
+            bias = self.relative(buckets).movedim(-1, -3).to(dtype)
+            return bias if bias.ndim == 4 else bias[None]  # type: ignore[no-any-return]
         if config.positions == "alibi":
-            return alibi_bias(config.heads, tokens, length, device).to(dtype)
+            return alibi_bias(config.heads, tokens, length, device, places).to(dtype)
         return None
 
     def _rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Rotation | None, Rotation | None]:

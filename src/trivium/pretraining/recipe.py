@@ -58,6 +58,8 @@ class PretrainRecipe(Settings):
     """`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where there is one."""
     threads: int = Field(default=0, ge=0)
     """Compute threads; 0 leaves the choice to torch (all cores)."""
+    ignore_plan: bool = False
+    """Begin even where the memory planned for the run is more than there is."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     """How text becomes ids."""
     data: DataSettings

@@ -33,21 +33,21 @@ from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.encoder_decoder import EncoderDecoder
-from trivium.planner.memory import MemoryPlan, estimate
+from trivium.planner.memory import MemoryPlan
 from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, written
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
 from trivium.pretraining.objective import TokenObjective
+from trivium.pretraining.planning import record_measured, state_run
 from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
-from trivium.progress import SILENT, Progress, short_bytes, short_number
+from trivium.progress import SILENT, Progress, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.distributed import EndedElsewhere, Peers, process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.loop import Evaluate, NonFiniteError, TrainResult, train
-from trivium.training.memory import peak_bytes
 from trivium.training.signals import Interrupted
 from trivium.training.trackers import open_trackers
 
@@ -60,30 +60,36 @@ MODEL = "model"
 LOCK = ".lock"
 
 
-def pretrain(recipe: PretrainRecipe | Mapping[str, Any] | str | Path, progress: Progress = SILENT) -> dict[str, Any]:
+def pretrain(
+    recipe: PretrainRecipe | Mapping[str, Any] | str | Path, progress: Progress = SILENT, *, ignore_plan: bool = False
+) -> dict[str, Any]:
     """Train as the recipe says (settings, a mapping, or the path of a YAML file); returns the run's summary.
 
     A run directory that already holds this very recipe is continued where it stopped; one that holds another is
-    refused. Under `torchrun` every process calls this.
+    refused, and so is a run whose planned memory does not fit, unless `ignore_plan` or the recipe says otherwise.
+    Under `torchrun` every process calls this.
     """
     if isinstance(recipe, str | Path):
         recipe = load_recipe(PretrainRecipe, Path(recipe))
     elif not isinstance(recipe, PretrainRecipe):
         recipe = build_settings(PretrainRecipe, recipe, "recipe")
+    if ignore_plan:
+        recipe = recipe.model_copy(update={"ignore_plan": True})
     runtime = choose_runtime(recipe.device, recipe.training.precision, recipe.seed, recipe.threads)
     prepare_process(runtime)
     with process_group(runtime):
         return _Run(recipe, runtime, progress if runtime.is_main else SILENT).execute()
 
 
-def resume(run_dir: str | Path, progress: Progress = SILENT) -> dict[str, Any]:
+def resume(run_dir: str | Path, progress: Progress = SILENT, *, ignore_plan: bool = False) -> dict[str, Any]:
     """Go on with the run in `run_dir` from its newest good checkpoint, under the recipe saved there."""
     saved = Path(run_dir) / RECIPE
     if not saved.is_file():
         raise UserError(
             f"{run_dir}: no {RECIPE} there, so this is not a run directory; start one with `trivium pretrain`"
         )
-    return pretrain(load_recipe(PretrainRecipe, saved, [f"run={json.dumps(str(run_dir))}"]), progress)
+    recipe = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(str(run_dir))}"])
+    return pretrain(recipe, progress, ignore_plan=ignore_plan)
 
 
 class _Run:
@@ -93,14 +99,15 @@ class _Run:
         self.recipe, self.runtime, self.progress = recipe, runtime, progress
         self.directory = Path(recipe.run)
         self.peers = Peers(runtime)
+        self.plan: MemoryPlan
         self.began = time.perf_counter()
-        self.planned_peak_bytes = 0
         self.fresh = False
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
         with contextlib.ExitStack() as held:
             with self.peers.together():
+                self.plan = state_run(self.recipe, self.runtime, self.progress)
                 if self.runtime.is_main:
                     self.fresh = claim(self.directory, self.recipe)
                     held.enter_context(sole_writer(self.directory))
@@ -131,15 +138,12 @@ class _Run:
             tokenizer = self._tokenizer()
             refuse_tokenizer(self.recipe, tokenizer)
             material = prepare_material(self.recipe, tokenizer, self.progress)
-        plan = planned_memory(self.recipe)
-        # Preparing the text may have needed more than training will.
-        self.planned_peak_bytes = max(plan.peak_bytes, peak_bytes(self.runtime.torch_device()))
         with self.peers.together():
             source = material.training_source(self.runtime)
         self._introduce(config, material, source)
         model = self._begin(config)
         result = self._train(model, config, material, source)
-        return self._finish(model, material, plan, result)
+        return self._finish(model, material, result)
 
     def _tokenizer(self) -> Tokenizer:
         """The recipe's tokenizer: named, that of the model to start from, or the one learned."""
@@ -179,7 +183,7 @@ class _Run:
         self.progress.note(
             f"{short_number(num_parameters(config))} parameters; {steps} steps of {data.rows_per_step} rows of "
             f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
-            f"{short_number(material.num_tokens)} tokens; planned memory {short_bytes(self.planned_peak_bytes)}"
+            f"{short_number(material.num_tokens)} tokens"
         )
         if cut := num_cut_pairs(source):
             self.progress.note(f"{cut} pairs are longer than data.sequence_length={data.sequence_length} and were cut")
@@ -252,7 +256,7 @@ class _Run:
                 write_summary(self.directory / SUMMARY, end)
                 write_report(self.directory)
 
-    def _finish(self, model: Model, material: Material, plan: MemoryPlan, result: TrainResult) -> dict[str, Any]:
+    def _finish(self, model: Model, material: Material, result: TrainResult) -> dict[str, Any]:
         """Measure and keep the trained model: the whole summary on rank 0, the loop's figures on the others."""
         recipe, earlier = self.recipe, finished_summary(self.directory)
         summary: dict[str, Any] = {
@@ -265,14 +269,14 @@ class _Run:
             "tokens_per_second": result.tokens_per_second,
             # Measuring a finished run again says nothing of what training it took.
             "peak_bytes": earlier.get("peak_bytes") or result.peak_bytes,
-            "planned_peak_bytes": earlier.get("planned_peak_bytes") or self.planned_peak_bytes,
+            "planned_peak_bytes": earlier.get("planned_peak_bytes") or self.plan.peak_bytes,
         }
         with self.peers.together():
             if self.runtime.is_main:
                 save_model_directory(self.directory / MODEL, model, recipe.model, material.tokenizer)
                 self.progress.note(f"model saved in {self.directory / MODEL}")
                 summary |= {
-                    "plan": plan.to_dict(),
+                    "plan": self.plan.to_dict(),
                     "model_facts": model_facts(recipe.model),
                     "data_facts": data_facts(recipe.data, material),
                     **held_out_measure(model, material, self.runtime, self.progress),
@@ -285,6 +289,9 @@ class _Run:
                     summary["reference"] = {"name": theirs.name, "value": theirs.value, "unit": theirs.unit}
                 write_summary(self.directory / SUMMARY, summary)
                 write_report(self.directory)
+                if not earlier:
+                    pair = summary["planned_peak_bytes"], summary["peak_bytes"]
+                    record_measured(recipe, self.runtime, *pair, self.progress)
                 self.progress.note(f"report: {summary['report']}")
         return summary
 
@@ -306,6 +313,7 @@ def claim(directory: Path, recipe: PretrainRecipe) -> bool:
     saved = directory / RECIPE
     if saved.is_file():
         theirs = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(recipe.run)}"])
+        theirs = theirs.model_copy(update={"ignore_plan": recipe.ignore_plan})  # changes nothing of what is learned
         if theirs != recipe:
             names = [name for name in PretrainRecipe.model_fields if getattr(theirs, name) != getattr(recipe, name)]
             raise UserError(
@@ -328,19 +336,6 @@ def sole_writer(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working on this run; wait for it, or end it") from None
         yield
-
-
-def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
-    """What the recipe's training step will need."""
-    return estimate(
-        recipe.model,
-        rows_per_micro_batch=min(recipe.data.rows_per_micro_batch, recipe.data.rows_per_step),
-        sequence_length=recipe.data.sequence_length,
-        precision=recipe.training.precision,
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-        cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
-        packed_documents=True,
-    )
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ def learn_packages(state: Quickstart) -> None:
             runtime,
             rows_per_step=ROWS_PER_STEP,
             sequence_length=LENGTH,
+            ignore_plan=state.ignore_plan,
             progress=state.progress,
         )
         commonest = max(Counter(text.label for text in held_out_side).values()) / len(held_out_side)
@@ -69,6 +70,8 @@ def learn_packages(state: Quickstart) -> None:
             "labels": list(labels),
             "commonest_label_accuracy": commonest,
             "steps": result.training.steps,
+            "peak_bytes": result.training.peak_bytes,
+            "planned_peak_bytes": result.planned_peak_bytes,
             "status": "finished",
         }
         write_atomically(summary, json.dumps(found, indent=2) + "\n")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
 from trivium.config import build_settings
 from trivium.data.prepare import prepare, training_texts
+from trivium.files import write_atomically
 from trivium.machine import peak_product_flops
-from trivium.models.config import Kind
+from trivium.models.config import Kind, ModelConfig
+from trivium.planner.statement import PART_NAMES, available_bytes, state_plan
+from trivium.pretraining.planning import planned_memory
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
-from trivium.progress import short_bytes, short_number
+from trivium.progress import short_bytes, short_number, short_time
 from trivium.quickstart.sizing import USUAL_UTILISATION, shape_for, time_steps
 from trivium.quickstart.state import FAMILY, MASK_SHARE, PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
-from trivium.runtime import choose_runtime, prepare_process
+from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.settings import TrainingSettings
 
@@ -25,6 +29,11 @@ PROMPTS: dict[Kind, list[str]] = {
 }
 # Seconds kept back for the measures after training, per million held-out bytes, and for samples and the report.
 MEASURE_SHARE, CLOSING_SECONDS = 0.06, 12.0
+# And for packing the model in 8 bits and measuring that, at the end: so much, or a share of a short quickstart.
+PACKING_SECONDS, PACKING_SHARE = 15.0, 0.05
+PLAN = "plan.json"
+# Parts of the memory that are a smaller share than this are not shown one by one.
+LEAST_SHARE = 0.03
 MIN_STEPS = 20
 # So many times through the text a model of these sizes still gains; a fast machine ends early instead of overfitting.
 # What is masked or cut out is drawn anew in each epoch, which wears the text out more slowly.
@@ -55,7 +64,7 @@ def learn_tokenizer(state: Quickstart) -> None:
 
 
 def choose_size(state: Quickstart) -> None:
-    """Choose the model for this machine and time, and time real steps of it."""
+    """Choose the model for this machine and time, say what it needs, and time real steps of it."""
     saved = state.out / "pretrain" / "recipe.yaml"
     if saved.is_file():
         return
@@ -64,28 +73,46 @@ def choose_size(state: Quickstart) -> None:
     prepare_process(runtime)
     rate = (peak_product_flops(runtime.device, runtime.precision) or 1e11) * USUAL_UTILISATION
     training = TrainingSettings(steps=1, precision=runtime.precision)
-    budget = share * state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
+    budget = _budget(state, share)
     most_tokens = MOST_EPOCHS[kind] * state.tokens
     model = shape_for(rate * max(budget, 10.0), VOCABULARY, data.sequence_length, most_tokens, kind)
+    plan = planned_memory(_recipe(state, model, runtime, MIN_STEPS))
+    state_plan(
+        plan,
+        "this quickstart",
+        device=runtime.device,
+        ignore=state.ignore_plan,
+        suggest=lambda: ["fewer --minutes: a smaller model"],
+        progress=state.progress,
+    )
     state.progress.note(f"timing steps of a model of width {model.width} with {model.layers} layers")
     seconds = time_steps(
         model, runtime, training, data.rows_per_step, data.rows_per_micro_batch, min(10.0, 0.03 * budget)
     )
-    budget = share * state.seconds_left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
+    budget = _budget(state, share)
     # An evaluation reads its rows once, forward only: about a third of what training on them takes.
     evaluation = seconds * (data.evaluation_rows or 0) / data.rows_per_step / 3
     most_steps = most_tokens // (data.rows_per_step * data.sequence_length)
     steps = max(MIN_STEPS, min(most_steps, int((budget - EVALUATIONS * evaluation) / seconds)))
-    state.recipe = build_settings(
+    state.recipe = _recipe(state, model, runtime, steps)
+    hours = (steps * seconds + EVALUATIONS * evaluation) / 3600
+    facts = {**plan.to_dict(), "hours": hours, "available_bytes": available_bytes(runtime.device)}
+    write_atomically(state.out / PLAN, json.dumps(facts, indent=2) + "\n")
+
+
+def _recipe(state: Quickstart, model: ModelConfig, runtime: Runtime, steps: int) -> PretrainRecipe:
+    """The pretraining run of a model of that shape."""
+    return build_settings(
         PretrainRecipe,
         {
             "run": str(state.out / "pretrain"),
             "seed": SEED,
             "device": runtime.torch_device().type,
+            "ignore_plan": state.ignore_plan,
             "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": VOCABULARY},
-            "data": data,
-            "objective": OBJECTIVES[kind],
-            "model": {"family": FAMILY[kind], **model.model_dump(exclude_unset=True)},
+            "data": state.data,
+            "objective": OBJECTIVES[state.kind],
+            "model": {"family": FAMILY[state.kind], **model.model_dump(exclude_unset=True)},
             "training": {
                 "steps": steps,
                 "precision": runtime.precision,
@@ -96,17 +123,45 @@ def choose_size(state: Quickstart) -> None:
                 "evaluate_every_steps": max(1, steps // EVALUATIONS),
                 "save_every_steps": max(1, steps // 4),
             },
-            "sample_prompts": PROMPTS[kind],
+            "sample_prompts": PROMPTS[state.kind],
         },
         "quickstart",
     )
+
+
+def say_plan(state: Quickstart) -> None:
+    """The plan as the first rows of the table, before anything is trained."""
+    file = state.out / PLAN
+    if not file.is_file():  # the run was begun before there was one
+        return
+    plan = json.loads(file.read_text())
+    state.results["plan"] = plan
+    rows = {
+        "planned memory": f"{short_bytes(plan['peak_bytes'])} of {short_bytes(plan['available_bytes'])} available",
+        **{
+            f"  {name}": short_bytes(plan[key])
+            for key, name in PART_NAMES.items()
+            if plan.get(key, 0) >= LEAST_SHARE * plan["peak_bytes"]
+        },
+        "planned time": f"{short_time(3600 * plan['hours'])} of pretraining",
+    }
+    state.table = {**rows, **state.table}
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        state.progress.note(f"{name:<{width}}{value}")
+
+
+def _budget(state: Quickstart, share: float) -> float:
+    """Seconds for the steps of pretraining."""
+    packing = min(PACKING_SECONDS, PACKING_SHARE * 60 * state.minutes)
+    return share * (state.seconds_left - packing) * (1 - MEASURE_SHARE) - CLOSING_SECONDS
 
 
 def learn_language(state: Quickstart) -> None:
     """Pretrain, measure, sample, report: one run of the ordinary kind."""
     if state.recipe is None:
         state.progress.note(f"going on with the run in {state.out / 'pretrain'}")
-        state.summary = resume(state.out / "pretrain", state.progress)
+        state.summary = resume(state.out / "pretrain", state.progress, ignore_plan=state.ignore_plan)
     else:
         state.summary = pretrain(state.recipe, state.progress)
     summary, facts = state.summary, state.summary["model_facts"]
@@ -117,7 +172,8 @@ def learn_language(state: Quickstart) -> None:
             f"{short_number(summary['tokens_per_second'])} tokens/s"
         ),
         "memory": (
-            f"{short_bytes(summary['peak_bytes'])} at most, {short_bytes(summary['planned_peak_bytes'])} planned"
+            f"{short_bytes(summary['peak_bytes'])} at most, {short_bytes(summary['planned_peak_bytes'])} planned "
+            f"({summary['planned_peak_bytes'] / summary['peak_bytes'] - 1:+.0%})"
         ),
         **_held_out_rows(state),
     }

@@ -2,7 +2,7 @@
 
 A stage reads what earlier stages left in `Quickstart` and adds its own rows to the table that is printed at the end.
 Everything lies under one directory: `tokenizer/`, and a run directory for each stage that trains (`pretrain/`, then
-`classify/` for an encoder and `summaries/` for an encoder-decoder).
+`classify/` for an encoder and `summaries/` for an encoder-decoder); at the end `int8/`, the pretrained model in 8 bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from trivium.files import is_vacant, write_atomically
 from trivium.models.config import Kind
 from trivium.progress import SILENT, Progress, short_time
 from trivium.quickstart.classifier import learn_packages
-from trivium.quickstart.pretraining import choose_size, learn_language, learn_tokenizer
+from trivium.quickstart.fewer_bits import pack
+from trivium.quickstart.pretraining import choose_size, learn_language, learn_tokenizer, say_plan
 from trivium.quickstart.state import Quickstart, Stage
 from trivium.quickstart.summaries import learn_summaries
 
@@ -26,17 +27,24 @@ ORDERS = "quickstart.json"
 FIRST_STAGES = [
     Stage("tokenizer", learn_tokenizer),
     Stage("size", choose_size),
+    Stage("plan", say_plan),
     Stage("pretrain", learn_language),
 ]
+LAST_STAGES = [Stage("int8", pack)]
 STAGES: dict[Kind, list[Stage]] = {
-    "decoder": FIRST_STAGES,
-    "encoder": [*FIRST_STAGES, Stage("classify", learn_packages)],
-    "encoder-decoder": [*FIRST_STAGES, Stage("summaries", learn_summaries)],
+    "decoder": [*FIRST_STAGES, *LAST_STAGES],
+    "encoder": [*FIRST_STAGES, Stage("classify", learn_packages), *LAST_STAGES],
+    "encoder-decoder": [*FIRST_STAGES, Stage("summaries", learn_summaries), *LAST_STAGES],
 }
 
 
 def quickstart(
-    out: str | Path, minutes: float = 5.0, family: str = "decoder", progress: Progress = SILENT
+    out: str | Path,
+    minutes: float = 5.0,
+    family: str = "decoder",
+    progress: Progress = SILENT,
+    *,
+    ignore_plan: bool = False,
 ) -> dict[str, Any]:
     """Run all stages; returns their results, the table for people, and the commands to try next.
 
@@ -51,7 +59,7 @@ def quickstart(
     if not 0.2 <= minutes <= 7 * 24 * 60:
         raise UserError(f"--minutes {minutes:g}: give between 0.2 minutes and a week")
     claim(out, {"family": family, "minutes": minutes})
-    state = Quickstart(out, minutes, kind, progress, time.perf_counter())
+    state = Quickstart(out, minutes, kind, progress, time.perf_counter(), ignore_plan=ignore_plan)
     for stage in STAGES[kind]:
         stage.work(state)
     seconds = time.perf_counter() - state.began

@@ -46,6 +46,8 @@ class Quickstart:
     table: dict[str, str] = field(default_factory=dict)
     next: list[str] = field(default_factory=list)
     """Commands to try."""
+    ignore_plan: bool = False
+    """Go on even where the memory planned is more than there is."""
 
     @property
     def seconds_left(self) -> float:

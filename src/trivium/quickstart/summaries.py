@@ -34,7 +34,7 @@ def learn_summaries(state: Quickstart) -> None:
     """Train the pretrained model on the pairs, an ordinary run, and score what it writes."""
     run = state.out / "summaries"
     if (run / "recipe.yaml").is_file():
-        summary = resume(run, state.progress)
+        summary = resume(run, state.progress, ignore_plan=state.ignore_plan)
     else:
         summary = pretrain(_recipe(state, run, *write_pairs(state.out / "pairs")), state.progress)
     held_out = summary["held_out"]
@@ -96,6 +96,7 @@ def _recipe(state: Quickstart, run: Path, train: Path, held_out: Path) -> Pretra
             "run": str(run),
             "seed": SEED,
             "start_from": pretrained["model"],
+            "ignore_plan": state.ignore_plan,
             "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": saved["vocab_size"]},
             "objective": {
                 "name": "pairs",

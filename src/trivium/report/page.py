@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trivium.files import write_atomically
-from trivium.report import markup, sections
+from trivium.report import fewer_bits, markup, sections
 from trivium.report.run_data import RunData, read_run
 from trivium.report.style import STYLE
 
@@ -33,6 +33,7 @@ def render(run: RunData) -> str:
         sections.learning,
         sections.held_out,
         sections.cost,
+        fewer_bits.section,
         sections.samples,
         sections.use,
         sections.reproduce,

@@ -49,6 +49,7 @@ _PLAN_LABELS = {
     "optimizer_bytes": "Optimizer state",
     "activations_bytes": "Activations",
     "logits_bytes": "Logits",
+    "kv_cache_bytes": "KV cache",
     "framework_bytes": "Framework",
     "allocator_bytes": "Holes between blocks",
     "peak_bytes": "Peak, planned",

@@ -11,6 +11,7 @@ import json
 import re
 
 from tokenizers import Tokenizer as Core
+from tokenizers import models
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -26,7 +27,7 @@ INVALID_UTF8 = re.compile("([\udc80-\udcff]+)")
 
 def is_byte_level(core: Core) -> bool:
     """Whether the tokens stand for bytes. Published vocabularies may lack a few bytes that no UTF-8 text holds."""
-    if core.decoder is None or json.loads(core.model.__getstate__())["type"] != "BPE":
+    if core.decoder is None or not isinstance(core.model, models.BPE):
         return False
     decoder = json.loads(core.decoder.__getstate__())
     parts = [decoder, *decoder.get("decoders", [])]
@@ -40,7 +41,18 @@ def bytes_of_ids(core: Core) -> dict[int, bytes]:
     return table | {token_id: token.content.encode() for token_id, token in added.items()}
 
 
+class _Latin1(dict[int, int | str]):
+    """For `str.translate`: a character that writes a byte becomes that byte in Latin-1, and no other is in Latin-1."""
+
+    def __missing__(self, character: int) -> str:
+        return "\u0100"
+
+
+_AS_LATIN1 = _Latin1((ord(character), byte) for character, byte in BYTE_OF_CHARACTER.items())
+
+
 def _bytes_of_token(token: str) -> bytes:
-    if all(character in BYTE_OF_CHARACTER for character in token):
-        return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
-    return token.encode()  # a word that was put into the vocabulary by hand
+    try:
+        return token.translate(_AS_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()  # a word that was put into the vocabulary by hand

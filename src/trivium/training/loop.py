@@ -21,10 +21,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
 from trivium.models.build import set_gradient_checkpointing
+from trivium.models.transformer import Stack
 from trivium.progress import SILENT, Progress
 from trivium.runtime import Runtime
 from trivium.training.checkpoint import RunState, pack_state, restore, run_tensors
@@ -32,7 +34,7 @@ from trivium.training.compilation import compile_blocks
 from trivium.training.distributed import Peers, digest_of_tensors
 from trivium.training.evaluate import EvaluationInterrupted
 from trivium.training.gradients import GradientMaker, StepReport
-from trivium.training.memory import is_out_of_memory, peak_bytes, restart_peak
+from trivium.training.memory import Ceiling, is_out_of_memory, peak_bytes, restart_peak
 from trivium.training.objective import BatchSource, Objective
 from trivium.training.optimizer import AdamW, trainable_parameters
 from trivium.training.precision import LossScale
@@ -90,11 +92,13 @@ def train(
     progress: Progress = SILENT,
     flops_per_token: float | None = None,
     peak_flops: float | None = None,
+    planned_peak_bytes: int | None = None,
 ) -> TrainResult:
     """Train `model` in place. `settings.precision` is what counts, whatever `runtime` says.
 
     `log`: the path of `metrics.jsonl`; `listeners` get the same records (rank 0 only). `flops_per_token`: FLOPs of
-    training on one token; `peak_flops`: FLOP/s of all ranks at best; together they give the MFU.
+    training on one token; `peak_flops`: FLOP/s of all ranks at best; together they give the MFU. `planned_peak_bytes`:
+    the size this process is to keep to, on a CPU (`training/memory.py`).
     Raises Interrupted after a signal (everything saved), NonFiniteError and other UserErrors (last checkpoint stands).
     """
     runtime = replace(runtime, precision=settings.precision)
@@ -108,6 +112,7 @@ def train(
     )
     with catch_signals() as caught:
         trainer = Trainer(model, objective, source, settings, runtime, store, evaluate, reporter, caught)
+        watches = watch_memory(model, settings, runtime, planned_peak_bytes)
         restart_peak(runtime.torch_device())
         resumed_from = trainer.resume()
         state = trainer.state
@@ -119,6 +124,8 @@ def train(
         finally:
             progress.finish()
             reporter.close()
+            for watch in watches:
+                watch.remove()
     return TrainResult(
         steps=state.step,
         final_loss=state.loss,
@@ -129,6 +136,16 @@ def train(
         peak_bytes=peak_bytes(runtime.torch_device()),
         resumed_from=resumed_from,
     )
+
+
+def watch_memory(
+    model: nn.Module, settings: TrainingSettings, runtime: Runtime, planned_peak_bytes: int | None
+) -> list[RemovableHandle]:
+    """Keep this process near its plan; nothing is done without one, on a card, and for compiled blocks."""
+    if planned_peak_bytes is None or settings.compile or runtime.torch_device().type != "cpu":
+        return []
+    blocks = [block for stack in model.modules() if isinstance(stack, Stack) for block in stack.blocks]
+    return Ceiling(planned_peak_bytes).watch(blocks)
 
 
 class Trainer:

@@ -1,0 +1,235 @@
+"""One run of `benchmarks/planning.py`: a process that plans a piece of work, does it, and says how large it became.
+
+It runs as it runs for a user: `prepare_process`, then the real loop, the real scoring or the real generation, on random
+ids. The plan is made from the config before anything else; the peak is that of the whole process since its start.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium.models.config import ModelConfig
+    from trivium.planner.memory import MemoryPlan
+
+# Share of positions that a masked language model learns, in the mean.
+MASKED = 0.15
+GPT2 = {"norm": "layernorm", "mlp": "plain", "positions": "learned", "bias": "all", "activation": "gelu_tanh"}
+KINDS: dict[str, dict[str, Any]] = {
+    "decoder": {},
+    "decoder-gpt2": GPT2,
+    "encoder": {
+        "kind": "encoder",
+        **GPT2,
+        "activation": "gelu",
+        "norm_placement": "post",
+        "embedding_norm": True,
+        "segment_types": 2,
+        "head_hidden": "activation_norm",
+        "head_bias": True,
+    },
+    "encoder-decoder": {
+        "kind": "encoder-decoder",
+        "positions": "relative",
+        "attention_scale": 1.0,
+        "logit_scale": 0.0,
+        "norm_eps": 1e-6,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a run does."""
+
+    family: str
+    """One of `KINDS`."""
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    precision: str
+    stage: str
+    """pretrain, checkpointing (pretrain, activations computed again), evaluate, generate or beams."""
+    rows: int
+    length: int
+    """Positions in a row; of an encoder-decoder those of the target."""
+    source_length: int = 0
+    steps: int = 3
+    new_tokens: int = 32
+    threads: int = 0
+    holds: bool = True
+    """Whether training is told its plan, and keeps to it."""
+
+    @property
+    def name(self) -> str:
+        """A name for tables and messages."""
+        return f"{self.family} {self.width}x{self.layers} {self.precision} {self.stage} {self.rows}x{self.length}"
+
+    def config(self) -> ModelConfig:
+        """The model's config."""
+        from trivium.models.config import ModelConfig
+
+        size = {name: getattr(self, name) for name in ("vocab_size", "width", "layers", "heads")}
+        return ModelConfig(**size, **KINDS[self.family], max_positions=max(self.length, self.source_length, 64) * 2)
+
+
+def plan_of(case: Case) -> MemoryPlan:
+    """The plan, from the config alone."""
+    from trivium.planner.inference import evaluation_memory, generation_memory
+    from trivium.planner.memory import estimate
+
+    config, precision = case.config(), case.precision
+    masked = round(MASKED * case.rows * case.length) if config.kind == "encoder" else None
+    if case.stage in ("pretrain", "checkpointing"):
+        return estimate(
+            config,
+            rows_per_micro_batch=case.rows,
+            sequence_length=case.length,
+            source_length=case.source_length,
+            targets=masked,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_checkpointing=case.stage == "checkpointing",
+        )
+    if case.stage == "evaluate":
+        return evaluation_memory(
+            config,
+            rows=case.rows,
+            length=case.length,
+            precision=precision,  # type: ignore[arg-type]
+            source_length=case.source_length,
+            targets=masked,
+        )
+    return generation_memory(
+        config,
+        rows=case.rows,
+        prompt_length=case.source_length or case.length,
+        new_tokens=case.new_tokens,
+        precision=precision,  # type: ignore[arg-type]
+        num_beams=4 if case.stage == "beams" else 1,
+    )
+
+
+def execute(case: Case, planned_bytes: int) -> None:
+    """Do it."""
+    import torch
+
+    from trivium.models.build import build_model, initialise
+    from trivium.runtime import Runtime, prepare_process
+
+    runtime = Runtime(threads=case.threads, precision=case.precision)  # type: ignore[arg-type]
+    prepare_process(runtime)
+    torch.manual_seed(0)
+    config = case.config()
+    if case.stage in ("pretrain", "checkpointing"):
+        model = build_model(config)
+        initialise(model, config, seed=0)
+        _train(case, model, runtime, planned_bytes)
+        return
+    dtype = torch.float32 if case.precision == "fp32" else torch.bfloat16
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # as loading does: weights are never held twice
+    try:
+        model = build_model(config)
+    finally:
+        torch.set_default_dtype(usual)
+    if case.stage == "evaluate":
+        _evaluate(case, model)
+    else:
+        _generate(case, model)
+
+
+def _batch(case: Case) -> Any:
+    """Random ids and targets, some positions masked for an encoder."""
+    import torch
+
+    from trivium.data.batch import IGNORED, Batch
+
+    ids = torch.randint(0, case.vocab_size, (case.rows, case.length))
+    targets = torch.randint(0, case.vocab_size, (case.rows, case.length))
+    if case.family == "encoder":
+        targets[torch.rand(targets.shape) > MASKED] = IGNORED
+    source = torch.randint(0, case.vocab_size, (case.rows, case.source_length)) if case.source_length else None
+    return Batch(ids, targets, source_ids=source)
+
+
+def _train(case: Case, model: Any, runtime: Any, planned_bytes: int) -> None:
+    """A few steps of the loop, of two micro-batches each."""
+    from trivium.pretraining.objective import TokenObjective
+    from trivium.training.loop import train
+    from trivium.training.settings import TrainingSettings
+
+    class Source:
+        rows_per_step = 2 * case.rows
+
+        def micro_batches(self, step: int) -> Iterator[Any]:
+            return (_batch(case) for _ in range(2))
+
+        def worst_case(self) -> Any:
+            return _batch(case)
+
+    settings = TrainingSettings(
+        steps=case.steps,
+        precision=runtime.precision,
+        gradient_checkpointing=case.stage == "checkpointing",
+        log_every_steps=1000,
+    )
+    planned = planned_bytes if case.holds else None
+    train(model, TokenObjective(), Source(), settings, runtime, planned_peak_bytes=planned)
+
+
+def _evaluate(case: Case, model: Any) -> None:
+    """Log-likelihoods of texts, or of a masked model's hidden tokens."""
+    import torch
+
+    from trivium.generation.scoring import documents_logprobs
+    from trivium.pretraining.objective import TokenObjective
+    from trivium.runtime import Runtime
+    from trivium.training.evaluate import evaluate_loss
+
+    if model.config.kind == "decoder":
+        documents = torch.randint(1, case.vocab_size, (3 * case.rows, case.length)).tolist()
+        tokens = case.rows * case.length
+        documents_logprobs(model, documents, prefix_id=0, max_length=case.length, tokens_per_batch=tokens)
+    else:
+        evaluate_loss(model, TokenObjective(), [_batch(case) for _ in range(3)], Runtime())
+
+
+def _generate(case: Case, model: Any) -> None:
+    """Continue prompts of random ids, or write targets of random sources."""
+    import torch
+
+    from trivium.generation.generate import generate
+    from trivium.generation.settings import GenerationSettings
+    from trivium.tokenizer.bpe import Tokenizer
+
+    tokenizer = Tokenizer.train(texts=["a few words, learned from"], vocab_size=360, kind=model.config.kind)
+    length = case.source_length or case.length
+    prompts = torch.randint(1, 250, (case.rows, length)).tolist()
+    settings = GenerationSettings(
+        max_new_tokens=case.new_tokens,
+        min_new_tokens=case.new_tokens,
+        num_beams=4 if case.stage == "beams" else 1,
+        temperature=0.0,
+        rows_per_batch=4 * case.rows,
+    )
+    generate(model, tokenizer, prompts, settings)
+
+
+def main(case: Case) -> dict[str, Any]:
+    """Plan, then do; the outcome."""
+    plan = plan_of(case)
+    execute(case, plan.peak_bytes)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return {"case": asdict(case), "plan": plan.to_dict(), "measured_bytes": int(line.split()[1]) * 1024}
+    raise RuntimeError("this system does not tell a process's peak memory")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Case(**json.loads(sys.argv[1])))) + "\n")

@@ -1,0 +1,132 @@
+"""A few new tokens through all layers of a decoder in one call to the kernels.
+
+Where a step of a small model is some hundreds of operators of torch, most of its time is spent between them. Here the
+addresses of all weights are gathered once (`fast_program.py`), and a step is one native call, in which torch's threads
+meet a few times per layer (`kernels/cpp/step.h`). Long prompts are matrix products that torch does best: they go through
+the model's own code.
+
+Everything between the weights is computed in fp32, also for models in bf16, whose own code rounds after every operator.
+
+Invariants its tests check: logits equal those of the model's own code; those of a text do not depend, bit for bit, on
+the texts read with it, on threads, or on how its last tokens were cut into steps (as long as the kernels read them).
+
+Shapes: n slots named in a call, T ids of each, M rows (ids of all slots together), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, c_int64, cast
+
+import torch
+from torch import Tensor, nn
+
+from trivium.generation.fast_program import DENSE, FastProgram, Unknown, addresses
+from trivium.generation.slots import Slots
+from trivium.generation.stepper import PlainStepper
+from trivium.kernels import structures
+from trivium.kernels.native import native
+from trivium.kernels.structures import MATRIX_KINDS, KeysValues, Step
+from trivium.models.decoder import Decoder
+from trivium.models.heads import capped
+
+# Up to so many new rows the kernels are faster than the model's own code.
+FEW_ROWS = 32
+PARTS = ("products", "attention", "head")
+
+
+class FastStepper:
+    """A `Stepper` for decoders that the kernels know. The model's weights must stay where they are."""
+
+    def __init__(self, model: Decoder) -> None:
+        """ValueError for a model that is not supported."""
+        library = native()
+        try:
+            self._program = FastProgram(model)
+        except Unknown as unknown:
+            raise ValueError(f"the kernels do not know this model: {unknown}") from unknown
+        if library is None:
+            raise ValueError("the kernels were not built here")
+        self.model, self._native, self._plain = model, library, PlainStepper(model)
+        self._scratch = torch.empty(0)
+        self._slots: tuple[Slots, int] | None = None
+        self.seconds: Tensor | None = None
+        """(3,) fp64 when set: where the kernels add the time they spend, by `PARTS`."""
+
+    @staticmethod
+    def supports(model: nn.Module) -> bool:
+        """Whether the kernels are built and know all that is in the model."""
+        if native() is None or not isinstance(model, Decoder):
+            return False
+        try:
+            FastProgram(model)
+        except Unknown:
+            return False
+        return True
+
+    @torch.inference_mode()
+    def read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """See `Stepper.read`."""
+        counts = [len(some) for some in ids]
+        rows, starts = sum(counts), [slots.lengths[slot] for slot in which]
+        if rows > FEW_ROWS:
+            return self._plain.read(slots, which, ids, every=every)
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        slots.reserve(max(ends))
+        self._program.reach(slots.capacity)
+        positions_M = torch.tensor([p for pair in zip(starts, ends, strict=True) for p in range(*pair)])
+        embedded_MD = self._embedded(torch.tensor([token for some in ids for token in some]), positions_M, max(ends))
+        firsts = [sum(counts[:i]) for i in range(len(counts))]
+        chosen = range(rows) if every else [first + count - 1 for first, count in zip(firsts, counts, strict=True)]
+        logits = self._step(slots, list(zip(which, starts, counts, firsts, strict=True)), embedded_MD, chosen)
+        for slot, count in zip(which, counts, strict=True):
+            slots.advance(slot, count)
+        if not every:
+            return logits
+        return torch.nn.utils.rnn.pad_sequence(list(logits.split(counts)), batch_first=True)
+
+    def _embedded(self, ids_M: Tensor, positions_M: Tensor, length: int) -> Tensor:
+        """(M, D) fp32: what enters the first layer, by the model's own code."""
+        stack = self.model.stack
+        stack._refuse_unknown(positions_M, None, length)
+        return stack._embedded(self.model.embedding(ids_M)[None], positions_M[None], None)[0].float().contiguous()
+
+    def _step(
+        self, slots: Slots, sequences: list[tuple[int, int, int, int]], embedded_MD: Tensor, chosen: Sequence[int]
+    ) -> Tensor:
+        """One call: logits of the rows chosen. `sequences`: slot, start, count and first row of each."""
+        program = self._program.program
+        logits = torch.empty(len(chosen), program.head.outputs)
+        kept = (structures.Sequence * len(sequences))(*sequences)
+        step = Step(
+            program=ctypes.pointer(program),
+            slots=ctypes.pointer(self._keys_values(slots)),
+            sequences=kept,
+            num_sequences=len(sequences),
+            rows=len(embedded_MD),
+            embedded=embedded_MD.data_ptr(),
+            chosen=(c_int64 * len(chosen))(*chosen),
+            num_chosen=len(chosen),
+            logits=logits.data_ptr(),
+            seconds=None if self.seconds is None else self.seconds.data_ptr(),
+        )
+        library, level = self._native.library, self._native.level
+        threads = self._native.threads(self._program.weights_of_a_layer)
+        needed = library.trivium_scratch(level, step, threads)
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(2 * needed)
+        library.trivium_step(level, step, self._scratch.data_ptr(), threads)
+        return capped(logits, self.model.config.logit_softcap).to(self.model.dtype)
+
+    def _keys_values(self, slots: Slots) -> KeysValues:
+        """Where the slots' buffers are; gathered anew when they have moved."""
+        if self._slots is None or self._slots[0] is not slots or self._slots[1] != slots.version:
+            buffers = [slots.keys, slots.values, slots.key_scales, slots.value_scales]
+            self._arrays = [addresses(tensors) for tensors in buffers]
+            stored = slots.keys[0].dtype
+            kind = "int8" if stored == torch.int8 else DENSE[stored]
+            arrays = [cast(array, POINTER(ctypes.c_void_p)) for array in self._arrays]
+            self._buffers = KeysValues(MATRIX_KINDS[kind], slots.capacity, *arrays)
+            self._slots = slots, slots.version
+        return self._buffers

@@ -1,0 +1,179 @@
+"""How many bytes reading and writing texts needs, from the model's config alone (no torch).
+
+Nothing is kept for a backward pass, so activations are those of the widest moment: the residual stream as the callers
+hold it, and inside a block either what the MLP makes or what attention does. Beside them lie
+  weights       as they are stored (`weights.py`): in the precision, or packed
+  unpacked      where a matrix is packed and many positions are read, one matrix at a time in full (the largest)
+  kv_cache      keys and values of B rows (with beams B x beams) of prompt and new tokens in slots whose capacity is a
+                multiple of 64; an encoder-decoder's also those of the source. Beams that change places are copied, one
+                buffer of a layer's at a time being held twice
+  logits        of generation (B, V): the scores in fp32, their log-probabilities and a filtered copy; of evaluation a
+                bounded number of positions at a time
+
+Invariant its test checks: the sum without framework and allocator is that of a real pass's tensors within 15 %.
+
+Letters as in `models/config.py`: B rows, T positions, D width, H heads, K key/value heads, N head width, F MLP width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from trivium.models.config import ModelConfig
+from trivium.planner.activations import FP32, INT64, item_bytes
+from trivium.planner.allocator import INFERENCE_HOLES, Device, allocator_bytes
+from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows
+from trivium.planner.weights import quantized_matrices, stored_weights_bytes
+from trivium.quantization.schemes import Scheme
+from trivium.runtime import Precision
+
+# Capacity of a slot is a multiple of this (`generation/slots.py`).
+CAPACITY_STEP = 64
+# Log-likelihoods are made of so many logits at a time (`generation/scoring.py`).
+LOGITS_PER_CHUNK = 1 << 24
+
+
+def generation_memory(
+    config: ModelConfig,
+    *,
+    rows: int,
+    prompt_length: int,
+    new_tokens: int,
+    precision: Precision,
+    scheme: Scheme | None = None,
+    num_beams: int = 1,
+    source_length: int = 0,
+    kv_int8: bool = False,
+    device: Device = "cpu",
+    framework_bytes: int | None = None,
+) -> MemoryPlan:
+    """The plan of continuing `rows` prompts together by `new_tokens` each.
+
+    Of an encoder-decoder: of writing `rows` targets for sources of `source_length` positions (0: `prompt_length`).
+    `num_beams`: beams searched for each. `kv_int8`: keys and values are stored as int8 codes.
+    """
+    beams = rows * num_beams
+    written = prompt_length + new_tokens
+    reading = rows * prompt_length
+    source = 0
+    if config.kind == "encoder-decoder":
+        source = source_length or prompt_length
+        written, reading = 1 + new_tokens, rows * source
+    capacity = -(-written // CAPACITY_STEP) * CAPACITY_STEP
+    cache = cache_bytes(config, beams, capacity, precision, kv_int8=kv_int8 and not source)
+    cache += beams * source * _position_bytes(config, precision)
+    if num_beams > 1:
+        cache += cache // max(1, 2 * (config.decoder_layers or config.layers))
+    read = pass_bytes(config, rows, reading // max(1, rows), precision)
+    return _plan(
+        config,
+        precision,
+        scheme,
+        device,
+        framework_bytes,
+        activations=max(read, pass_bytes(config, beams, 1, precision)),
+        logits=beams * config.vocab_size * 3 * FP32,
+        kv_cache=cache,
+        unpacks=reading > rows,
+    )
+
+
+def evaluation_memory(
+    config: ModelConfig,
+    *,
+    rows: int,
+    length: int,
+    precision: Precision,
+    scheme: Scheme | None = None,
+    source_length: int = 0,
+    targets: int | None = None,
+    device: Device = "cpu",
+    framework_bytes: int | None = None,
+) -> MemoryPlan:
+    """The plan of scoring `rows` x `length` positions at a time with a model held in `precision`.
+
+    `source_length`: of an encoder-decoder's sources (0: `length`). `targets`: how many positions are scored (None:
+    all). Heads other than `lm` need next to nothing.
+    """
+    learned = rows * length if targets is None else targets
+    logits = 0
+    if config.head == "lm" and config.kind == "encoder":  # by the chunked cross-entropy
+        logits = min(chunk_rows(config, precision), learned) * config.vocab_size * item_bytes(precision)
+        logits += SOFTMAX_BYTES if item_bytes(precision) != FP32 else 0
+    elif config.head == "lm":
+        logits = min(LOGITS_PER_CHUNK // config.vocab_size, learned) * config.vocab_size * 2 * FP32
+    longest, kept = length, 0
+    if config.kind == "encoder-decoder":
+        source = source_length or length
+        longest, kept = max(length, source), rows * source * _position_bytes(config, precision)
+    read = pass_bytes(config, rows, longest, precision)
+    hidden = 2 * learned * config.width * item_bytes(precision)
+    return _plan(
+        config,
+        precision,
+        scheme,
+        device,
+        framework_bytes,
+        activations=max(read, hidden),
+        logits=max(0, logits + hidden - read),
+        kv_cache=kept,
+        unpacks=rows * length > 1,
+    )
+
+
+def cache_bytes(config: ModelConfig, rows: int, capacity: int, precision: Precision, *, kv_int8: bool = False) -> int:
+    """Keys and values of `rows` texts with room for `capacity` positions each, of all layers that have a past."""
+    layers = config.decoder_layers or config.layers
+    vector = config.head_width + FP32 if kv_int8 else config.head_width * item_bytes(precision)
+    return 2 * layers * rows * capacity * config.kv_heads * vector
+
+
+def pass_bytes(config: ModelConfig, rows: int, length: int, precision: Precision) -> int:
+    """The widest moment of reading B x T positions without gradients."""
+    tokens, item = rows * length, item_bytes(precision)
+    query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+    stream = 4 * config.width  # embeddings, what enters the block, the sum after attention, what a sublayer reads
+    attention = 3 * query + 3 * key  # queries, keys and values; turned ones beside them; the output
+    mlp = 2 * config.mlp_width
+    scores = 0
+    if config.positions in ("relative", "alibi"):  # a bias for each head, in its own type and in the products'
+        scores = config.heads * length**2 * (FP32 + item) + length**2 * INT64
+    if config.attention_softcap:
+        scores += 3 * rows * config.heads * length**2 * FP32
+    return tokens * item * (stream + max(attention, mlp)) + tokens * INT64 + scores
+
+
+def _position_bytes(config: ModelConfig, precision: Precision) -> int:
+    """Keys and values that all layers of a decoder hold of one position."""
+    return cache_bytes(config, 1, 1, precision)
+
+
+def _plan(
+    config: ModelConfig,
+    precision: Precision,
+    scheme: Scheme | None,
+    device: Device,
+    framework_bytes: int | None,
+    *,
+    activations: int,
+    logits: int,
+    kv_cache: int,
+    unpacks: bool,
+) -> MemoryPlan:
+    """The parts of a pass without gradients; only what passes by leaves holes."""
+    packed = scheme is not None and scheme.packs
+    if packed and unpacks:
+        blocks = (matrix for matrix in quantized_matrices(config) if matrix.name != "embedding")
+        activations += max(m.outputs * m.inputs for m in blocks) * item_bytes(precision)
+    if framework_bytes is None:
+        framework_bytes = INFERENCE_FRAMEWORK_BYTES if device == "cpu" else 0
+    passing = activations + logits + kv_cache
+    return MemoryPlan(
+        weights_bytes=stored_weights_bytes(config, precision, scheme),
+        gradients_bytes=0,
+        optimizer_bytes=0,
+        activations_bytes=activations,
+        logits_bytes=logits,
+        framework_bytes=framework_bytes,
+        allocator_bytes=allocator_bytes(device, passing, INFERENCE_HOLES),
+        kv_cache_bytes=kv_cache,
+    )

@@ -1,0 +1,80 @@
+"""How much a use of a model computes at once, told from what the user gives, before anything but a config is read.
+
+Texts are counted in tokens without their tokenizer: a token of running text or code is three bytes or more, so
+bytes / 3 is seldom too few. What is read together follows the batching of `generation/` (its test compares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trivium.generation.settings import GenerationSettings
+from trivium.models.config import ModelConfig
+from trivium.planner.memory import MemoryPlan, estimate
+from trivium.quantization.schemes import Scheme
+from trivium.runtime import Precision
+
+BYTES_PER_TOKEN = 3
+# Positions that scoring and embedding read at a time, unless one text is longer.
+TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Use:
+    """What is computed at once: texts that are read whole, or, with `new_tokens`, continued or answered."""
+
+    rows: int
+    length: int
+    """Positions read of each row: its prompt, text or source."""
+    new_tokens: int = 0
+    num_beams: int = 1
+
+
+def use_memory(config: ModelConfig, use: Use, precision: Precision, scheme: Scheme | None = None) -> MemoryPlan:
+    """What `use` of a model needs whose weights are in `precision`, or packed as `scheme` says."""
+    try:
+        from trivium.planner.inference import evaluation_memory, generation_memory
+    except ImportError:  # TEMPORARY
+        return estimate(config, rows_per_micro_batch=1, sequence_length=1, precision=precision)
+    if not use.new_tokens:
+        return evaluation_memory(config, rows=use.rows, length=use.length, precision=precision, scheme=scheme)
+    answers = config.kind == "encoder-decoder"
+    return generation_memory(
+        config,
+        rows=use.rows,
+        prompt_length=1 if answers else use.length,
+        new_tokens=use.new_tokens,
+        precision=precision,
+        scheme=scheme,
+        num_beams=use.num_beams,
+        source_length=use.length if answers else 0,
+    )
+
+
+def num_tokens(text: str) -> int:
+    """About how many tokens a text has, rather too many than too few; at least 1."""
+    return 1 + len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN
+
+
+def writing(config: ModelConfig, prompt: str, settings: GenerationSettings) -> Use:
+    """One prompt continued, or one source answered."""
+    length = min(num_tokens(prompt), config.max_positions)
+    room = config.max_positions if config.kind == "encoder-decoder" else max(1, config.max_positions - length)
+    return Use(1, length, min(settings.max_new_tokens, room), settings.num_beams)
+
+
+def talking(config: ModelConfig, settings: GenerationSettings, said: str | None) -> Use:
+    """One question answered, or (None) a conversation that grows until the context is full."""
+    if said is not None:
+        return writing(config, said, settings)
+    new_tokens = min(settings.max_new_tokens, max(1, config.max_positions // 2))
+    return Use(1, max(1, config.max_positions - new_tokens), new_tokens)
+
+
+def reading(config: ModelConfig, texts: Sequence[str], *, windows: bool = False) -> Use:
+    """Texts read whole, those of like length together; with `windows` cut where the context ends."""
+    lengths = [num_tokens(text) for text in texts] or [1]
+    longest = min(max(lengths), config.max_positions)
+    rows = sum(-(-length // longest) for length in lengths) if windows else len(lengths)
+    return Use(min(rows, max(1, TOKENS_PER_BATCH // longest)), longest)

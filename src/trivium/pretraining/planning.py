@@ -1,0 +1,95 @@
+"""What a pretraining run will need, said before it begins; and what it needed, kept beside the plan.
+
+A run whose plan does not fit is refused before anything is written (`planner/statement.py`), unless the recipe says
+`ignore_plan: true`. Processes that share a machine share its memory; each card has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from trivium.models.counts import num_parameters
+from trivium.planner.history import PlannedRun, record_run
+from trivium.planner.memory import MemoryPlan, estimate
+from trivium.planner.statement import applicable, available_bytes, state_plan
+from trivium.pretraining.recipe import PretrainRecipe
+from trivium.progress import Progress
+from trivium.runtime import Runtime
+
+# What a recipe says for each setting of a plan.
+IN_THE_RECIPE = {
+    "rows_per_micro_batch": "data.rows_per_micro_batch={}",
+    "rows_per_step": "data.rows_per_step={}",
+    "sequence_length": "data.sequence_length={}",
+    "precision": "training.precision={}",
+    "gradient_checkpointing": "training.gradient_checkpointing={}",
+}
+
+
+def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
+    """What the recipe's training step will need."""
+    return estimate(
+        recipe.model,
+        rows_per_micro_batch=micro_batch_rows(recipe),
+        sequence_length=recipe.data.sequence_length,
+        precision=recipe.training.precision,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
+        packed_documents=True,
+    )
+
+
+def micro_batch_rows(recipe: PretrainRecipe) -> int:
+    """Rows that are computed together."""
+    return min(recipe.data.rows_per_micro_batch, recipe.data.rows_per_step)
+
+
+def state_run(recipe: PretrainRecipe, runtime: Runtime, progress: Progress) -> MemoryPlan:
+    """Say the run's plan; UserError where it does not fit and the recipe does not insist."""
+    plan = planned_memory(recipe)
+
+    def cures() -> Sequence[str]:
+        from trivium.planner.plan import settings_of_recipe
+        from trivium.planner.suggestions import suggestions
+
+        there = available_bytes(runtime.device) // processes_here(runtime)
+        return applicable(suggestions(recipe.model, settings_of_recipe(recipe), there), IN_THE_RECIPE)
+
+    state_plan(
+        plan,
+        "this run",
+        device=runtime.device,
+        processes=processes_here(runtime),
+        ignore=recipe.ignore_plan,
+        override="ignore_plan=true",
+        suggest=cures,
+        progress=progress,
+    )
+    return plan
+
+
+def processes_here(runtime: Runtime) -> int:
+    """How many processes of the run share the memory of this one."""
+    if runtime.device.startswith("cuda"):
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size))
+
+
+def record_measured(
+    recipe: PretrainRecipe, runtime: Runtime, planned_bytes: int, peak_bytes: int, progress: Progress
+) -> None:
+    """Add the pair of a finished run to the history."""
+    run = PlannedRun(
+        stage="pretrain",
+        model=recipe.run,
+        kind=recipe.model.kind,
+        parameters=num_parameters(recipe.model),
+        precision=recipe.training.precision,
+        device=runtime.device,
+        rows=micro_batch_rows(recipe),
+        length=recipe.data.sequence_length,
+        planned_bytes=planned_bytes,
+        peak_bytes=peak_bytes,
+    )
+    record_run(run, progress)

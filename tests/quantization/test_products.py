@@ -1,0 +1,82 @@
+"""Every way to multiply with a packed matrix gives the product with the unpacked one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantization.blocks import LAYOUTS
+from trivium import kernels
+from trivium.quantization import products
+from trivium.quantization.packing import Packed, pack, unpack
+from trivium.quantization.products import product, rounded_rows, transposed_product
+from trivium.quantization.schemes import Layout
+
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
+
+
+def matrix(kind: str, outputs: int = 48, inputs: int = 192) -> Packed:
+    how = LAYOUTS.get(kind, Layout("int8_dynamic", 0, False))
+    return pack(torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(1)), how)
+
+
+def rows(count: int, inputs: int = 192, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, inputs, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def error(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> float:
+    """The largest difference from the product in fp64, relative to the sum of magnitudes."""
+    exact = x.double() @ weight.double().T + bias.double()
+    size = x.double().abs() @ weight.double().abs().T + bias.double().abs()
+    return float(((found.double() - exact).abs() / size).max())
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 16, 40])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_product(kind: str, count: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled and not kernels.available():
+        pytest.skip("the kernels were not built on this machine")
+    monkeypatch.setattr(kernels, "available", lambda: compiled)
+    packed, x = matrix(kind), rows(count, dtype=dtype)
+    bias = torch.randn(48, generator=torch.Generator().manual_seed(3)).to(dtype)
+    found = product(x, packed, bias)
+    assert found.dtype == dtype and found.shape == (count, 48)
+    assert error(found, x, unpack(packed), bias) < TOLERANCES[dtype]
+    assert error(product(x, packed), x, unpack(packed), torch.zeros(48)) < TOLERANCES[dtype]
+
+
+def test_codes_taken_in_another_order_are_seen() -> None:
+    """The broken control: the halves of a byte exchanged."""
+    packed, x = matrix("int4"), rows(3)
+    wrong = Packed("int4", (packed.packed >> 4) | (packed.packed << 4), packed.scales)
+    assert error(product(x, wrong), x, unpack(packed), torch.zeros(48)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, "int8_dynamic"])
+def test_large_matrices_are_unpacked_in_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, x, g = matrix(kind), rows(20), rows(20, 48)
+    whole, back = product(x, packed), transposed_product(g, packed)
+    monkeypatch.setattr(products, "AT_A_TIME", 192 * 7)
+    assert torch.allclose(product(x, packed), whole, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(transposed_product(g, packed), back, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(back, g @ unpack(packed), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_dynamic_products_are_those_of_whole_numbers(count: int) -> None:
+    packed, x = matrix("int8_dynamic"), rows(count)
+    x[0] = 0
+    codes, steps = rounded_rows(x)
+    assert codes.dtype == torch.int8 and int(codes.abs().max()) == (0 if count == 1 else 127)
+    assert bool(((codes * steps - x).abs() <= steps / 2 * (1 + 1e-5)).all())
+    exact = (codes.double() @ packed.packed.double().T) * steps.double() * packed.scales.double()
+    assert torch.allclose(product(x, packed).double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_a_dynamic_row_does_not_depend_on_its_company() -> None:
+    packed, x = matrix("int8_dynamic"), rows(40)
+    together = product(x, packed)
+    assert all(torch.equal(product(x[n : n + 1], packed)[0], together[n]) for n in range(40))
