@@ -10,6 +10,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 NATIVE = Path("src/trivium/kernels/cpp")
+FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden"]
+# Notes on how vectors are passed between versions of GCC, and false alarms inside its own headers.
+QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 setup(
     ext_modules=[
@@ -18,7 +21,7 @@ setup(
             sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             language="c++",
-            extra_compile_args=["-O3", "-g0", "-std=c++17", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"],
+            extra_compile_args=[*FLAGS, *QUIET],
             extra_link_args=["-fopenmp"],
             optional=True,
         )

@@ -22,6 +22,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -48,6 +49,8 @@ FIGURES = (
     ("start", "start to first token, s", 2),
 )
 IMPORT_TORCH = "import torch"
+# The threads of some libraries wait for more work by spinning, for up to 0.2 s, and would do so into the next turn.
+PAUSE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def warm_up(worker: Worker, result: Result, plan: Plan) -> None:
 
 def pace(worker: Worker, figure: str, plan: Plan) -> float:
     """Tokens per second of one turn: of the prompt, or of what is written after the first token."""
+    time.sleep(PAUSE_SECONDS)
     first = worker.ask(f"run {figure} 1")["seconds"]
     if figure == "prefill":
         return float(plan.prefill_tokens / first)
@@ -195,6 +199,7 @@ def measure_starts(jobs: Sequence[Job], results: Sequence[Result], rounds: int) 
     imports = []
     for number in range(rounds):
         for job, result in zip(jobs, results, strict=True):
+            time.sleep(PAUSE_SECONDS)
             worker = start(job)
             worker.kill()
             result.rounds.setdefault("start", []).append(worker.seconds)

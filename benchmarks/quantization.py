@@ -1,8 +1,9 @@
 """What each format costs one model: size, loading, perplexity with its interval, KL, agreement, greedy text, speed.
 
 Every format is made from the same weights and measured beside the original on the same text, which calibrated methods
-have not seen. Loading is measured in a process of its own. The text is WikiText-2 and the calibration text C4 where the
-folder of real data sets lies beside the repository, else different parts of Python's standard library.
+have not seen. Loading (and reading a few tokens) is measured in a process of its own. The text is WikiText-2 and the
+calibration text C4 where the folder of real data sets lies beside the repository, else different parts of Python's
+standard library.
 
 The weights that ship as `smollm2-135m-instruct` are 4-bit themselves (Q4_1: 16 levels in every group of 32). Rounding
 them to int4_asymmetric in groups of 32 finds that very grid again and costs next to nothing, which says nothing about
@@ -57,24 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text, name = _text(options.text)
     calibration, calibration_name = _calibration(options.calibration)
     batches = calibration_batches(original.config, original.tokenizer, calibration, options.calibration_windows)
-    results = [_measured(original, None, text, (), options)]
-    for wanted in options.formats.split(","):
-        say(f"{wanted} ...")
-        results.append(_measured(original, wanted, text, batches, options))
-    found = {
+    found: dict[str, Any] = {
         "model": options.model,
         "text": name,
         "calibration": calibration_name,
         "arguments": vars(options),
         "circumstances": circumstances(("torch",)),
-        "results": results,
+        "results": [],
     }
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    for wanted in ("", *options.formats.split(",")):
+        say(f"{wanted or 'the original'} ...")
+        found["results"].append(_measured(original, wanted, text, batches, options))
+        if options.json:  # after each, as all of them take long
+            Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
-        packed = [result["report"] for result in results[1:]]
-        Path(options.plot).write_bytes(compression_plot(*packed))
-    print(table(results))
+        Path(options.plot).write_bytes(compression_plot(*(result["report"] for result in found["results"][1:])))
+    print(table(found["results"]))
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -104,15 +103,15 @@ def _row(result: dict[str, Any]) -> list[str]:
 
 
 def _measured(
-    original: Bundle, wanted: str | None, text: str, batches: Sequence[Batch], options: argparse.Namespace
+    original: Bundle, wanted: str, text: str, batches: Sequence[Batch], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One row: a format (None: the original against itself)."""
+    """One row: a format, or (empty) the original against itself."""
     from trivium.quantization.quantize import quantize_model
     from trivium.quantization.schemes import scheme_for
     from trivium.report.compression import compression_report
 
     made, started = original, time.perf_counter()
-    if wanted is not None:
+    if wanted:
         format, _, rest = wanted.partition(":")
         group, _, method = rest.partition(":")
         changes: dict[str, Any] = {"method": method or "nearest", **({"group_size": int(group)} if group else {})}
@@ -140,16 +139,22 @@ def _measured(
 
 
 def _loaded(directory: str) -> dict[str, float]:
-    """In a process of its own: how long loading takes after imports, and the most memory it has held."""
-    import torch  # noqa: F401
+    """In a process of its own: how long loading takes after imports, and the most memory held until a text was read.
+
+    Reading is part of it because weights that lie in a file as they are used come into memory only then.
+    """
+    import torch
 
     from trivium.checkpoints.bundle import load
     from trivium.runtime import choose_runtime, prepare_process
 
     prepare_process(choose_runtime("cpu"))
     started = time.perf_counter()
-    load(directory)
-    return {"seconds": time.perf_counter() - started, "peak_bytes": peak_resident_bytes()}
+    bundle = load(directory)
+    seconds = time.perf_counter() - started
+    with torch.inference_mode():
+        bundle.model.hidden(torch.zeros(1, 8, dtype=torch.long))
+    return {"seconds": seconds, "peak_bytes": peak_resident_bytes()}
 
 
 def _text(file: str) -> tuple[str, str]:

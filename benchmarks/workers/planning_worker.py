@@ -187,7 +187,7 @@ def _evaluate(case: Case, model: Any) -> None:
     """Log-likelihoods of texts, or of a masked model's hidden tokens."""
     import torch
 
-    from trivium.generation.scoring import documents_logprobs
+    from trivium.generation.scoring import documents_logprobs, score_pairs
     from trivium.pretraining.objective import TokenObjective
     from trivium.runtime import Runtime
     from trivium.training.evaluate import evaluate_loss
@@ -196,6 +196,11 @@ def _evaluate(case: Case, model: Any) -> None:
         documents = torch.randint(1, case.vocab_size, (3 * case.rows, case.length)).tolist()
         tokens = case.rows * case.length
         documents_logprobs(model, documents, prefix_id=0, max_length=case.length, tokens_per_batch=tokens)
+    elif model.config.kind == "encoder-decoder":
+        sources = torch.randint(1, 250, (3 * case.rows, case.source_length)).tolist()
+        targets = ["q" * (case.length - 1)] * len(sources)  # each letter is a token, and the end is one
+        tokens = case.rows * (case.source_length + case.length + 1)
+        score_pairs(model, _tokenizer(model), sources, targets, tokens_per_batch=tokens)
     else:
         evaluate_loss(model, TokenObjective(), [_batch(case) for _ in range(3)], Runtime())
 
@@ -206,9 +211,7 @@ def _generate(case: Case, model: Any) -> None:
 
     from trivium.generation.generate import generate
     from trivium.generation.settings import GenerationSettings
-    from trivium.tokenizer.bpe import Tokenizer
 
-    tokenizer = Tokenizer.train(texts=["a few words, learned from"], vocab_size=360, kind=model.config.kind)
     length = case.source_length or case.length
     prompts = torch.randint(1, 250, (case.rows, length)).tolist()
     settings = GenerationSettings(
@@ -218,7 +221,14 @@ def _generate(case: Case, model: Any) -> None:
         temperature=0.0,
         rows_per_batch=4 * case.rows,
     )
-    generate(model, tokenizer, prompts, settings)
+    generate(model, _tokenizer(model), prompts, settings)
+
+
+def _tokenizer(model: Any) -> Any:
+    """A tokenizer that knows little more than bytes."""
+    from trivium.tokenizer.bpe import Tokenizer
+
+    return Tokenizer.train(texts=["a few words, learned from"], vocab_size=360, kind=model.config.kind)
 
 
 def main(case: Case) -> dict[str, Any]:

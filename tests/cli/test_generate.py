@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,30 @@ def test_generate(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_an_encoder_writes_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "encoder" in refusal(capsys, "generate", saved(tmp_path / "model", "bert"), "--prompt", "text")
+
+
+# What is not needed for a first token, and what each of it would cost: torch's compiler brings sympy, about a second.
+NOT_NEEDED = ("torch._dynamo", "sympy", "matplotlib", "jinja2", "psutil", "rich", "transformers")
+GENERATE = """
+import sys
+{before}
+from trivium.cli import main
+status = main(["generate", {model!r}, "--prompt", "def wrap", "--max-new-tokens", "2"])
+sys.stderr.write("loaded: " + " ".join(name for name in {names} if name in sys.modules))
+sys.exit(status)
+"""
+
+
+def loaded(model: Path, before: str = "") -> list[str]:
+    """Which of `NOT_NEEDED` a process has imported once it has generated text."""
+    code = GENERATE.format(model=str(model), names=NOT_NEEDED, before=before)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stderr.rpartition("loaded: ")[2].split()
+
+
+def test_it_starts_without_what_it_does_not_need(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    assert loaded(model) == []
+    # The control: a table of tokens that is drawn on the meta device, as torch does it, is seen.
+    drawn = 'import torch\nwith torch.device("meta"): torch.nn.Embedding(3, 4)'
+    assert {"torch._dynamo", "sympy"} <= set(loaded(model, drawn))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from tests.models.samples import VARIANTS, small_model
 
 from trivium.generation import prefixes
 from trivium.generation.batching import Engine
+from trivium.generation.generate import stepper_for
 from trivium.generation.prefixes import Prefixes, common_beginning
 from trivium.generation.rows import Row
 from trivium.generation.settings import GenerationSettings
 from trivium.generation.slots import Slots
+from trivium.generation.stepper import PlainStepper, Stepper
 from trivium.models.decoder import Decoder
 from trivium.tokenizer.bpe import Tokenizer
 
@@ -91,7 +94,9 @@ def test_every_kind_of_decoder(variant: str, tokenizer: Tokenizer, monkeypatch: 
     assert saved > 100
 
 
-def check_2000_tokens(model: Decoder, tokenizer: Tokenizer, text: str) -> tuple[int, float]:
+def check_all_shapes(
+    model: Decoder, tokenizer: Tokenizer, text: str, *, texts: int = 36, stepper: Stepper | None = None
+) -> tuple[int, float]:
     """Chunked, shared, evicted and read again, guessed: each greedy token is that of one fresh pass without a cache.
 
     Returns how many there were, and the largest difference of a log-probability.
@@ -99,24 +104,36 @@ def check_2000_tokens(model: Decoder, tokenizer: Tokenizer, text: str) -> tuple[
     ids, rng = tokenizer.encode(text), random.Random(0)
     settings = GenerationSettings(max_new_tokens=60, ignore_eos=True, speculate=4)
     stems = [ids[n : n + 80] for n in (0, 500, 1000)]
-    texts = []
-    for number in range(36):
+    asked = []
+    for number in range(texts):
         stem, start = rng.choice(stems), rng.randrange(len(ids) - 40)
         prompt = [*stem[: rng.randint(1, 80)], *ids[start : start + rng.randint(1, 40)]]
-        texts.append(row_of(model, tokenizer, prompt, settings, seed=number))
-    engine = Engine(model, slots=5, kept=2, capacity=32, tokens_per_step=40)
-    for row, rules in texts:
+        asked.append(row_of(model, tokenizer, prompt, settings, seed=number))
+    engine = Engine(model, slots=5, kept=2, capacity=32, tokens_per_step=40, stepper=stepper)
+    for row, rules in asked:
         engine.submit(row, rules)
     while engine.busy:
         engine.step()
     assert engine.prefixes.saved > 300 and engine.guessed > 0
-    off = max(check_row(model, row, rules) for row, rules in texts)
-    return sum(len(row.tokens) for row, _ in texts), off
+    off = max(check_row(model, row, rules) for row, rules in asked)
+    return sum(len(row.tokens) for row, _ in asked), off
 
 
-def test_2000_tokens_of_all_shapes_equal_no_cache(model: Decoder, tokenizer: Tokenizer, text: str) -> None:
-    count, off = check_2000_tokens(model, tokenizer, text)
+@pytest.mark.parametrize("make", [PlainStepper, stepper_for], ids=["plain", "fastest"])
+def test_2000_tokens_of_all_shapes_equal_no_cache(
+    model: Decoder, tokenizer: Tokenizer, text: str, make: Callable[[Decoder], Stepper]
+) -> None:
+    count, off = check_all_shapes(model, tokenizer, text, stepper=make(model))
     assert count > 2000 and off <= 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_20000_tokens_of_all_shapes_equal_no_cache(variant: str, tokenizer: Tokenizer, text: str) -> None:
+    """In fp64: among so many tokens of random models some are nearer to each other than fp32 can tell."""
+    model = small_model(VARIANTS[variant].changed(vocab_size=tokenizer.vocab_size), torch.float64)
+    count, off = check_all_shapes(model, tokenizer, text, texts=340)
+    assert count > 20_000 and off <= 1e-5
 
 
 def test_the_check_sees_a_beginning_from_the_wrong_text(
@@ -131,7 +148,7 @@ def test_the_check_sees_a_beginning_from_the_wrong_text(
 
     monkeypatch.setattr(Slots, "copy_prefix", wrong)
     with pytest.raises(AssertionError, match=r"token \d+ of"):
-        check_2000_tokens(model, tokenizer, text)
+        check_all_shapes(model, tokenizer, text)
 
 
 def test_sharing_can_be_off() -> None:

@@ -188,6 +188,9 @@ def test_long_sources(our_t5: EncoderDecoder, our_bart: EncoderDecoder, source_t
 
 
 def test_refusals(our_t5: EncoderDecoder, source_tokenizer: Tokenizer) -> None:
+    for wish in ({"speculate": 3}, {"kv_cache": "int8"}):
+        with pytest.raises(UserError, match="speculate and kv_cache are for decoders"):
+            generate(our_t5, source_tokenizer, [[5]], changed(GREEDY, **wish))
     with pytest.raises(UserError, match="prompt 0 holds an id outside the model's vocabulary of 400"):
         generate(our_t5, source_tokenizer, [[400]], GREEDY)
     with pytest.raises(UserError, match="forced_bos_id or forced_eos_id holds an id outside"):

@@ -35,6 +35,11 @@ REFUSED: list[dict[str, Any]] = [
     {"suppressed_ids": [-1]},
     {"min_new_tokens": -1},
     {"rows_per_batch": 0},
+    {"speculate": -1},
+    {"speculate": 65},
+    {"speculate": 4, "num_beams": 2},
+    {"kv_cache": "int4"},
+    {"kv_cache": "int8", "num_beams": 2},
     {"top_kk": 5},
 ]
 

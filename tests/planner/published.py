@@ -22,6 +22,11 @@ def _bert(vocabulary: int, width: int, layers: int) -> dict[str, Any]:
     return {"architectures": ["BertForMaskedLM"], "model_type": "bert", "type_vocab_size": 2, **shape, **rest}
 
 
+def _bare(config: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """The same without its head, with a pooler."""
+    return {**config, "architectures": [architecture]}
+
+
 def _roberta(width: int, layers: int) -> dict[str, Any]:
     changes = {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "type_vocab_size": 1}
     return {**_bert(50265, width, layers), **changes, "max_position_embeddings": 514, "layer_norm_eps": 1e-5}
@@ -73,7 +78,7 @@ def _bart(width: int, layers: int, heads: int, vocabulary: int = 50265) -> dict[
         for name, value in (("layers", layers), ("attention_heads", heads), ("ffn_dim", 4 * width))
     }
     shape = {"d_model": width, "vocab_size": vocabulary, "max_position_embeddings": 1024}
-    return {"architectures": ["BartForConditionalGeneration"], "model_type": "bart", **shape, **sides}
+    return {"architectures": ["BartModel"], "model_type": "bart", **shape, **sides}
 
 
 PUBLISHED = {
@@ -81,6 +86,12 @@ PUBLISHED = {
     "bert-base-cased": Published(108_340_804, _bert(28996, 768, 12)),
     "bert-large-uncased": Published(335_174_458, _bert(30522, 1024, 24)),
     "bert-large-cased": Published(333_610_308, _bert(28996, 1024, 24)),
+    "bert-base-uncased, bare": Published(109_482_240, _bare(_bert(30522, 768, 12), "BertModel")),
+    "bert-base-cased, bare": Published(108_310_272, _bare(_bert(28996, 768, 12), "BertModel")),
+    "bert-large-uncased, bare": Published(335_141_888, _bare(_bert(30522, 1024, 24), "BertModel")),
+    "bert-large-cased, bare": Published(333_579_264, _bare(_bert(28996, 1024, 24), "BertModel")),
+    "roberta-base, bare": Published(124_645_632, _bare(_roberta(768, 12), "RobertaModel")),
+    "roberta-large, bare": Published(355_359_744, _bare(_roberta(1024, 24), "RobertaModel")),
     "roberta-base": Published(124_697_433, _roberta(768, 12)),
     "roberta-large": Published(355_412_057, _roberta(1024, 24)),
     "gpt2": Published(124_439_808, _gpt2(768, 12, 12)),

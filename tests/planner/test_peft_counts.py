@@ -100,6 +100,7 @@ ROWS, LENGTH, RANK = 2, 48, 5
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"kv_heads": 2},
     "gpt2": {"norm": "layernorm", "mlp": "plain", "positions": "learned", "bias": "all", "activation": "gelu_tanh"},
+    "bert": {"kind": "encoder", "norm": "layernorm", "norm_placement": "post", "mlp": "plain", "bias": "all"},
     "relu": {"mlp": "plain", "activation": "relu", "positions": "none"},
 }
 METHODS: dict[str, dict[str, Any]] = {

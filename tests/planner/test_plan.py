@@ -54,8 +54,8 @@ def test_a_number_of_parameters_gives_the_textbook(machine: str) -> None:
     assert values["peak_bytes"] == 24e9 and values["num_parameters"] == 10**9
     assert values["time"]["flops_per_token"] == 6 * 10**9 and values["time"]["tokens"] == 20 * 10**9
     assert tv.plan(10**9, memory="25GB", machine=machine).fits and not tv.plan(1e9, memory="23GB", machine=machine).fits
-    with pytest.raises(UserError, match="peft, precision: a number of parameters has no shape"):
-        tv.plan(1e9, peft="lora", precision="bf16")
+    shaped = tv.plan(1e9, peft="lora", precision="bf16", machine=machine)
+    assert "a Llama of 16 layers of width" in shaped.model and shaped.num_parameters == pytest.approx(1e9, rel=0.1)
     for wrong in (0, -1, 1e30, float("nan"), float("inf")):
         with pytest.raises(UserError, match="parameters: give a number"):
             tv.plan(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from trivium.errors import UserError
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
+from trivium.planner import stages
 from trivium.planner.allocator import allocator_bytes
 from trivium.planner.inference import evaluation_memory, generation_memory
 from trivium.planner.memory import estimate
@@ -240,3 +242,23 @@ def test_what_makes_no_sense_is_refused() -> None:
         phases(BERT, sequence_length=513)
     with pytest.raises(UserError, match="tensor_ways=3 does not divide"):
         phases(tensor_ways=3)
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "check"),
+    [
+        ("_frozen_weights", test_reward_and_dpo_by_hand),
+        ("unkept_bytes", test_lora_by_hand),
+        ("added_parameters", test_lora_by_hand),
+        ("_rollouts", test_ppo_and_grpo_by_hand),
+        ("largest_unit_parameters", test_shares_by_hand),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_broken_control_a_part_that_is_forgotten_is_seen(
+    forgotten: str, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check()
+    monkeypatch.setattr(stages, forgotten, lambda *arguments: 0)
+    with pytest.raises(AssertionError):
+        check()

@@ -131,6 +131,16 @@ def test_the_error_of_a_part_is_that_of_its_output() -> None:
     assert sum(errors.values()) == errors["stack.blocks.1.mlp"]
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_model_in_half_precision_is_compared_with_one_in_fp32(name: str) -> None:
+    config = CONFIGS[name]
+    original, half, text = model_of(config), model_of(config, torch.bfloat16), text_of(config)
+    errors = part_errors(original, half, text)
+    assert min(part.error for part in errors) > 0 and max(part.error for part in errors) < 0.1
+    found = compare(original, half, rows_of(config))
+    assert 0 < found.kl < 0.05 * found.nll_original
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(0)
     covered = 0

@@ -59,7 +59,7 @@ def test_codes_taken_in_another_order_are_seen() -> None:
 def test_large_matrices_are_unpacked_in_pieces(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, x, g = matrix(kind), rows(20), rows(20, 48)
     whole, back = product(x, packed), transposed_product(g, packed)
-    monkeypatch.setattr(products, "AT_A_TIME", 192 * 7)
+    monkeypatch.setattr(products, "UNPACKED_AT_A_TIME", 192 * 7)
     assert torch.allclose(product(x, packed), whole, rtol=1e-5, atol=1e-4)
     assert torch.allclose(transposed_product(g, packed), back, rtol=1e-5, atol=1e-4)
     assert torch.allclose(back, g @ unpack(packed), rtol=1e-5, atol=1e-4)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretraining.small_runs import finished
 from pretraining.test_run import MODULES
@@ -31,6 +32,8 @@ from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, lear
 from trivium.quickstart.run import quickstart
 from trivium.quickstart.state import Quickstart
 
+# Sizes in the plan that are no parts of the peak.
+WHOLES = ("peak_bytes", "available_bytes", "tensors_bytes")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -68,10 +71,39 @@ def test_it_leaves_a_measured_model_and_a_report(newcomer: tuple[Path, dict[str,
     assert {"text", "tokenizer", "model", "training", "memory", "held-out text", "time"} <= set(summary["table"])
 
 
+def test_it_begins_with_the_plan(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    _, summary = newcomer
+    plan, rows = summary["plan"], list(summary["table"])
+    parts = [size for name, size in plan.items() if name.endswith("_bytes") and name not in WHOLES]
+    assert sum(parts) == plan["peak_bytes"] == summary["planned_peak_bytes"] < plan["available_bytes"]
+    assert plan["hours"] > 0
+    assert rows[0] == "planned memory" and "planned time" in rows and rows.index("planned time") < rows.index("text")
+    assert summary["peak_bytes"] == pytest.approx(summary["planned_peak_bytes"], rel=0.3)
+
+
+def test_it_ends_with_a_packed_model_and_its_measured_cost(newcomer: tuple[Path, dict[str, Any]]) -> None:
+    _, summary = newcomer
+    cost = summary["int8"]
+    assert cost["scheme"]["format"] == "int8" and cost["bytes"]["share"] < 0.3
+    assert abs(cost["quality"]["perplexity_change"]) < 0.01 < cost["quality"]["agreement"]
+    low, high = cost["quality"]["perplexity_interval"]
+    assert low <= cost["quality"]["perplexity_change"] <= high
+    assert {"reading", "writing"} == set(cost["speed"])
+    assert {"int8 model", "  perplexity", "  bits per byte", "  writing"} <= set(summary["table"])
+    # What is said is what is there: the summary and the page of the run say it too, and the model is the packed one.
+    saved = json.loads((Path(summary["run"]) / "summary.json").read_text())
+    assert saved["compression"]["bytes"] == cost["bytes"]
+    assert "The model in fewer bits (int8)" in Path(summary["report"]).read_text()
+    original, packed = load(summary["model"]), load(cost["model"])
+    ids = torch.tensor([original.tokenizer.encode("import os\nimport sys\n")])
+    away = (original.model(ids) - packed.model(ids)).abs().max()
+    assert 0 < away < 0.1 * original.model(ids).std()
+
+
 def test_the_commands_it_proposes_work(newcomer: tuple[Path, dict[str, Any]]) -> None:
     _, summary = newcomer
-    generate, metric, longer = (shlex.split(proposed) for proposed in summary["next"])
-    for words, key in ((generate, "text"), (metric, "bits_per_byte")):
+    generate, metric, longer, packed = (shlex.split(proposed) for proposed in summary["next"])
+    for words, key in ((generate, "text"), (metric, "bits_per_byte"), (packed, "text")):
         assert words[0] == "trivium"
         done = finished([sys.executable, "-m", *words, "--json"], cwd=REPOSITORY)
         assert done.returncode == 0, done.stderr
@@ -172,8 +204,8 @@ def test_what_the_first_stages_learned_is_not_learned_again(small: Path) -> None
 def test_the_commands_it_proposes_work_from_any_folder_in_a_shell(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = quickstart(small / "a folder", minutes=0.2)
     monkeypatch.chdir("/")
-    generate, metric, longer = (shlex.split(proposed) for proposed in summary["next"])
-    assert generate[2] == metric[3] == summary["model"]
+    generate, metric, longer, packed = (shlex.split(proposed) for proposed in summary["next"])
+    assert generate[2] == metric[3] == summary["model"] and packed[2] == summary["int8"]["model"]
     assert Path(metric[5]).is_file() and Path(longer[2]).is_file()
 
 
@@ -215,7 +247,9 @@ def test_other_kinds_end_with_what_they_are_for(small: Path, family: str) -> Non
     weights = (Path(found["model"]) / "model.safetensors").read_bytes()
     again = quickstart(small / "out", minutes=0.2, family=family)
     assert (Path(found["model"]) / "model.safetensors").read_bytes() == weights
-    assert again["next"] == summary["next"]
+    assert again["next"] == summary["next"] and again["int8"] == summary["int8"]
+    assert next(iter(table)) == "planned memory" and summary["int8"]["bytes"]["share"] < 0.35
+    assert any("perplexity" in row for row in table) and load(summary["int8"]["model"]).config.kind == family
     for proposed in map(shlex.split, summary["next"]):
         assert proposed[0] == "trivium" and proposed[1] in ("fill-mask", "classify", "seq2seq", "pretrain")
 

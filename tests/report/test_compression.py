@@ -60,6 +60,14 @@ def test_every_kind_has_a_report(bundles: dict[str, Bundle], family: str) -> Non
     assert FAMILIES[family] in [row[0] for row in table]
 
 
+@pytest.mark.parametrize("format", ["bf16", "int8_dynamic", "int4_asymmetric", "nf4"])
+def test_every_format_has_a_report(bundles: dict[str, Bundle], format: str) -> None:
+    report = report_of(bundles["llama"], quantized(bundles["llama"], format), prompts=0)
+    assert 0 < report["quality"]["kl"] < 0.3
+    assert 0 < max(report["parts"].values()) < 0.5
+    assert bool(report["weights"]) == (format != "bf16")
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_model_against_itself_costs_exactly_nothing(bundles: dict[str, Bundle], family: str) -> None:
     original = bundles[family]

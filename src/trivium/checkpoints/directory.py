@@ -1,7 +1,8 @@
 """Model directories: the files that `transformers`, vLLM and llama.cpp's converter read and write.
 
     config.json              the shape, in the words of a published family (`config_files.py`)
-    model.safetensors        the weights under their published names (or shards and model.safetensors.index.json)
+    model.safetensors        the weights under their published names (or shards and model.safetensors.index.json);
+                             of quantized models packed.safetensors instead (`quantized.py`)
     generation_config.json   how to generate by default
     tokenizer.json, ...      see `tokenizer/directory.py`
     README.md                what it is and how to use it
@@ -180,11 +181,12 @@ def load_weights(
     path = Path(path)
     family, stated = read_config(path)
     config = _with_head(family, stated, head, tuple(labels))
-    stored = stored_tensors(path)
+    packed_by = read_scheme(path)
+    stored = stored_tensors(path, packed=packed_by is not None)
     layers = config.layers + config.decoder_layers
     if layers > len(stored):
         raise UserError(f"{path}: config.json promises {layers} layers, the weights are {len(stored)} tensors")
-    if packed_by := read_scheme(path):
+    if packed_by is not None:
         if config != stated or (scheme is not None and scheme.format != packed_by.format):
             change = "given another head" if scheme is None else f"quantized again (to {scheme.format})"
             raise UserError(f"{path}: stored as {packed_by.format}, which cannot be {change}: take the original model")

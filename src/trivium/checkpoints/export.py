@@ -6,7 +6,8 @@ README beside the weights, so that whoever gets the model gets them too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -22,6 +23,8 @@ from trivium.files import write_atomically
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
 from trivium.progress import SILENT, Progress
+from trivium.quantization.linear import PackedMatrix
+from trivium.quantization.replacing import scheme_of
 from trivium.runtime import Precision
 
 USUAL_DTYPE: dict[str, GgufDtype] = {"hf": "fp32", "gguf": "fp16"}
@@ -87,9 +90,21 @@ def export(
         readme = out / README
     verification = None
     if verify:
-        verification = compare(bundle, load(out, device=device), progress=progress)
+        verification = compare(_without_rounded_activations(bundle), load(out, device=device), progress=progress)
         write_atomically(readme, readme.read_text(encoding="utf-8") + _verified(verification, stored))
     return Exported(out, readme, stored, _size(out), verification)
+
+
+def _without_rounded_activations(bundle: Bundle) -> Bundle:
+    """The source with its own weights only: what is written of an int8_dynamic model rounds no activations."""
+    scheme = scheme_of(bundle.model)
+    if scheme is None or scheme.format != "int8_dynamic":
+        return bundle
+    model = deepcopy(bundle.model)
+    for module in model.modules():
+        if isinstance(module, PackedMatrix):
+            module.kind = "int8"
+    return replace(bundle, model=model)
 
 
 def stored_dtype(to: str, out: Path, dtype: str | None) -> GgufDtype:

@@ -1,8 +1,9 @@
 """Packed models in model directories, and models packed while they are read.
 
 A quantized directory is one of its published family whose config.json also says how matrices are packed
-(`quantization_config`, quant_method `trivium`: other software refuses the name), and whose `model.safetensors` holds
-the tensors of the packed model under our own names: `stack.blocks.0.attention.query.packed`, `.scales`, ...
+(`quantization_config`, quant_method `trivium`), and whose `packed.safetensors` holds the tensors of the packed model
+under our own names: `stack.blocks.0.attention.query.packed`, `.scales`, ... The file is not called `model.safetensors`,
+so that `transformers`, which only warns of methods it does not know, refuses the directory.
 
 Loading builds the model without memory, with packed modules in the places the scheme tells, compares every name, shape
 and type of the file with it, and then takes the tensors as they are. A dense directory is packed tensor by tensor while
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from trivium.checkpoints.tensors import NAME_OF_TORCH, TensorFile
 from trivium.checkpoints.weights_matching import WEIGHT_DTYPES, Stored, first
-from trivium.checkpoints.weights_reading import WEIGHTS
+from trivium.checkpoints.weights_reading import PACKED_WEIGHTS
 from trivium.errors import UserError
 from trivium.families.reading import shown
 from trivium.models.build import Model, build_model
@@ -69,8 +70,8 @@ class DenseState(Mapping[str, Tensor]):
 
 def write_packed(folder: Path, model: nn.Module) -> None:
     """Write all tensors of a packed model into `folder` (which the caller stages), none of them copied."""
-    file = TensorFile(model.state_dict(), WEIGHTS)
-    with (folder / WEIGHTS).open("wb") as target:
+    file = TensorFile(model.state_dict(), PACKED_WEIGHTS)
+    with (folder / PACKED_WEIGHTS).open("wb") as target:
         for piece in file.pieces():
             target.write(piece)
 

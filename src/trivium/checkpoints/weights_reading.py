@@ -25,6 +25,8 @@ from trivium.families.reading import shown
 from trivium.models.config import ModelConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PACKED_WEIGHTS = "packed.safetensors"
+"""A name that transformers does not look for: it would pass over what it does not know and draw weights at random."""
 LARGEST_INDEX_BYTES = 64 << 20
 
 
@@ -37,10 +39,10 @@ def as_it_is(name: str, tensor: Tensor) -> Mapping[str, Tensor]:
     return {name: tensor}
 
 
-def stored_tensors(path: Path) -> dict[str, Stored]:
-    """All tensors of a directory by name, from the headers of its files."""
+def stored_tensors(path: Path, *, packed: bool = False) -> dict[str, Stored]:
+    """All tensors of a directory by name, from the headers of its files; `packed`: of a quantized one."""
     tensors: dict[str, Stored] = {}
-    for shard in _weight_files(path):
+    for shard in [_packed_file(path)] if packed else _weight_files(path):
         try:
             with safe_open(shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -73,14 +75,17 @@ def read_tensors(
         by_file[stored[name].file].append(published)
     state: dict[str, Tensor] = {}
     for shard, names in by_file.items():
-        with safe_open(shard, framework="pt", device="cpu") as file:
-            for published in names:
-                tensor = file.get_tensor(places.found[published]).to(dtype=dtype)
-                if published in places.stand_ins:  # two parameters from one tensor must not share its memory
-                    tensor = tensor.clone()
-                parts = split(weights[published], tensor, config)
-                for name, part in zip(weights[published].ours, parts, strict=True):
-                    state |= {key: kept.to(device) for key, kept in keep(name, part).items()}
+        # A mapped file stays in memory as far as it was read: what is not kept is read through mappings of its own.
+        for some in [names] if keep is as_it_is else [[name] for name in names]:
+            with safe_open(shard, framework="pt", device="cpu") as file:
+                for published in some:
+                    tensor = file.get_tensor(places.found[published]).to(dtype=dtype)
+                    if published in places.stand_ins:  # two parameters from one tensor must not share its memory
+                        tensor = tensor.clone()
+                    parts = split(weights[published], tensor, config)
+                    for name, part in zip(weights[published].ours, parts, strict=True):
+                        state |= {key: kept.to(device) for key, kept in keep(name, part).items()}
+            del tensor, parts
     for copy, original in places.copies.items():
         _check_copy(path, family, config, stored, copy, places.found[original], original)
     return state
@@ -103,6 +108,15 @@ def _check_copy(
         untied = {weight.published for weight in family.weights(config.changed(tied_embeddings=False))}
         cure = ": set tie_word_embeddings to false" if copy in untied else ""
         raise UserError(f"{path}: by config.json {copy} is a copy of {original}, but its numbers differ{cure}")
+
+
+def _packed_file(path: Path) -> Path:
+    """The file of a quantized directory."""
+    file = path / PACKED_WEIGHTS
+    if not file.is_file():
+        wrong = "not a regular file" if file.exists() else "missing, though config.json says that weights are packed"
+        raise UserError(f"{file}: {wrong}")
+    return file
 
 
 def _weight_files(path: Path) -> list[Path]:

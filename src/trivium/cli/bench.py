@@ -11,10 +11,11 @@ import typer
 from trivium.cli.opening import ModelArgument
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.errors import UserError
-from trivium.progress import short_bytes, short_number
+from trivium.progress import Progress, short_bytes, short_number
 
 if TYPE_CHECKING:
-    from trivium.generation.speed import Limits, Speed, Spread
+    from trivium.generation.settings import GenerationSettings
+    from trivium.generation.speed import Speed, Spread
     from trivium.machine import MachineSpeed
     from trivium.models.build import Model
 
@@ -58,68 +59,82 @@ def bench(
     """
     sizes = _sizes(batch)
     with Output(as_json, quiet) as output:
-        from trivium.checkpoints.bundle import load
         from trivium.config import build_settings
         from trivium.generation.settings import GenerationSettings
-        from trivium.generation.speed import code_paths, limits, measure_speed, stored_bytes
-        from trivium.machine import measure_machine
-        from trivium.runtime import choose_runtime, prepare_process
-        from trivium.training.memory import peak_bytes
 
         settings = build_settings(GenerationSettings, {"kv_cache": kv_cache}, "bench")
-        runtime = choose_runtime(device, threads=threads)
-        prepare_process(runtime)
-        output.progress.start(f"loading {model}")
-        started = time.perf_counter()
-        bundle = load(model, dtype=dtype, device=runtime.device, quantize=quantize)
-        load_seconds = time.perf_counter() - started
-        for note in bundle.notes:
-            output.progress.note(note)
-        loaded_bytes = peak_bytes(runtime.torch_device())
-        speeds = [
-            measure_speed(
-                bundle.model,
-                bundle.tokenizer,
-                rows=rows,
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                repeats=repeats,
-                settings=settings,
-                progress=output.progress,
-            )
-            for rows in sizes
-        ]
-        most_bytes = peak_bytes(runtime.torch_device())
-        output.progress.start(f"measuring {runtime.device}")
-        machine = measure_machine(MACHINE_SECONDS, runtime.device)
-        output.progress.finish()
-        flops = _product_rate(bundle.model, machine)
-        runs = []
-        for speed in speeds:
-            most = limits(
-                bundle.model,
-                speed,
-                flops_per_second=flops,
-                bytes_per_second=1e9 * machine.read_gb_per_s,
-                settings=settings,
-            )
-            runs.append(_run(speed, most))
-        values = {
-            "model": model,
-            "quantize": quantize,
-            "dtype": str(bundle.model.dtype).removeprefix("torch."),
-            "kv_cache": kv_cache,
-            "device": runtime.device,
-            "threads": _threads(),
-            **code_paths(bundle.model),
-            "load_seconds": load_seconds,
-            "weights_bytes": stored_bytes(bundle.model),
-            "loaded_peak_bytes": loaded_bytes,
-            "peak_bytes": most_bytes,
-            "machine": dataclasses.asdict(machine),
-            "runs": runs,
-        }
+        asked = Asked(model, quantize, dtype, sizes, prompt_tokens, new_tokens, repeats, threads, device, settings)
+        values = _measured(asked, output.progress)
         output.result(values, _text(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be measured."""
+
+    model: str
+    quantize: str | None
+    dtype: str
+    sizes: list[int]
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    threads: int
+    device: str
+    settings: GenerationSettings
+
+
+def _measured(asked: Asked, progress: Progress) -> dict[str, Any]:
+    """Load the model, measure it, then the machine."""
+    import torch
+
+    from trivium.checkpoints.bundle import load
+    from trivium.generation.speed import code_paths, measure_speed, stored_bytes
+    from trivium.machine import measure_machine
+    from trivium.runtime import choose_runtime, prepare_process
+    from trivium.training.memory import peak_bytes
+
+    runtime = choose_runtime(asked.device, threads=asked.threads)
+    prepare_process(runtime)
+    progress.start(f"loading {asked.model}")
+    started = time.perf_counter()
+    bundle = load(asked.model, dtype=asked.dtype, device=runtime.device, quantize=asked.quantize)
+    load_seconds = time.perf_counter() - started
+    for note in bundle.notes:
+        progress.note(note)
+    loaded_bytes = peak_bytes(runtime.torch_device())
+    speeds = [
+        measure_speed(
+            bundle.model,
+            bundle.tokenizer,
+            rows=rows,
+            prompt_tokens=asked.prompt_tokens,
+            new_tokens=asked.new_tokens,
+            repeats=asked.repeats,
+            settings=asked.settings,
+            progress=progress,
+        )
+        for rows in asked.sizes
+    ]
+    most_bytes = peak_bytes(runtime.torch_device())
+    progress.start(f"measuring {runtime.device}")
+    machine = measure_machine(MACHINE_SECONDS, runtime.device)
+    progress.finish()
+    return {
+        "model": asked.model,
+        "quantize": asked.quantize,
+        "dtype": str(bundle.model.dtype).removeprefix("torch."),
+        "kv_cache": asked.settings.kv_cache,
+        "device": runtime.device,
+        "threads": torch.get_num_threads(),
+        **code_paths(bundle.model),
+        "load_seconds": load_seconds,
+        "weights_bytes": stored_bytes(bundle.model),
+        "loaded_peak_bytes": loaded_bytes,
+        "peak_bytes": most_bytes,
+        "machine": dataclasses.asdict(machine),
+        "runs": [_run(bundle.model, speed, machine, asked.settings) for speed in speeds],
+    }
 
 
 def _sizes(batch: str) -> list[int]:
@@ -128,12 +143,6 @@ def _sizes(batch: str) -> list[int]:
     if not all(word.isdecimal() and len(word) < 6 and 1 <= int(word) <= ROWS_AT_MOST for word in words):
         raise UserError(f"--batch {batch!r}: give numbers from 1 to {ROWS_AT_MOST} with commas between, such as 1,8")
     return list(dict.fromkeys(map(int, words)))
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _product_rate(model: Model, machine: MachineSpeed) -> float | None:
@@ -147,8 +156,17 @@ def _product_rate(model: Model, machine: MachineSpeed) -> float | None:
     return 1e9 * (machine.fp32_gflops if model.dtype == torch.float32 else machine.bf16_gflops)
 
 
-def _run(speed: Speed, most: Limits) -> dict[str, Any]:
+def _run(model: Model, speed: Speed, machine: MachineSpeed, settings: GenerationSettings) -> dict[str, Any]:
     """One batch size: what was measured, what is possible, and the share of it that was reached."""
+    from trivium.generation.speed import limits
+
+    most = limits(
+        model,
+        speed,
+        flops_per_second=_product_rate(model, machine),
+        bytes_per_second=1e9 * machine.read_gb_per_s,
+        settings=settings,
+    )
     prefill, decode = speed.prefill_tokens_per_second, speed.decode_tokens_per_second
     return {
         **dataclasses.asdict(speed),

@@ -68,38 +68,33 @@ def chat(
             model,
             output,
             "chat",
-            lambda config: talking(config, settings, prompt and f"{system or ''} {prompt}"),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
+            lambda c: talking(c, settings, prompt and f"{system or ''} {prompt}"),
+            device,
+            quantize,
+            ignore_plan,
         )
         from trivium.generation.chat import Chat
 
         bundle = opened.bundle
         conversation = Chat(bundle.model, bundle.tokenizer, settings, system=system, eos_ids=bundle.eos_ids)
-        interactive = prompt is None and sys.stdin.isatty()
-        if interactive:
-            output.progress.note(COMMANDS)
-        answer = None
-        for line in [prompt] if prompt is not None else _lines(interactive):
-            if not _obeyed(line, conversation, output) and line.strip():
-                answer = _answer(line, conversation, output, interactive) or answer
-        if answer is None and as_json:
+        answer = _last_answer(prompt, conversation, output)
+        values = {} if answer is None else {**opened.written(answer), "messages": conversation.messages}
+        if as_json and not values:
             raise UserError("nothing was said: give --prompt, or lines on standard input")
-        if answer is None:
-            return
-        memory = opened.measured()
         if as_json:
-            output.result(
-                {
-                    "text": answer.text,
-                    "tokens": answer.tokens,
-                    "finish_reason": answer.finish_reason,
-                    "tokens_per_second": answer.tokens_per_second,
-                    "messages": conversation.messages,
-                    **memory,
-                }
-            )
+            output.result(values)
+
+
+def _last_answer(prompt: str | None, conversation: Chat, output: Output) -> Generation | None:
+    """Answer the prompt, or all that is said until the end; None when nothing was."""
+    interactive = prompt is None and sys.stdin.isatty()
+    if interactive:
+        output.progress.note(COMMANDS)
+    answer = None
+    for line in [prompt] if prompt is not None else _lines(interactive):
+        if not _obeyed(line, conversation, output) and line.strip():
+            answer = _answer(line, conversation, output, interactive) or answer
+    return answer
 
 
 def _lines(interactive: bool) -> Iterator[str]:

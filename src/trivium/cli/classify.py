@@ -39,13 +39,7 @@ def classify(
         from trivium.planner.uses import reading
 
         opened = open_planned(
-            model,
-            output,
-            "classify",
-            lambda config: reading(config, [f"{text} {pair or ''}"]),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
+            model, output, "classify", lambda c: reading(c, [f"{text} {pair or ''}"]), device, quantize, ignore_plan
         )
         result = opened.bundle.classify(text, pair)
         memory = opened.measured()

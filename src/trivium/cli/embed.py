@@ -46,15 +46,7 @@ def embed(
         given = texts or _texts_of(file)
         from trivium.planner.uses import reading
 
-        opened = open_planned(
-            model,
-            output,
-            "embed",
-            lambda config: reading(config, given),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
-        )
+        opened = open_planned(model, output, "embed", lambda c: reading(c, given), device, quantize, ignore_plan)
         bundle = opened.bundle
         from trivium.generation.embed import embed as embedded
 

@@ -40,15 +40,7 @@ def fill_mask(
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import reading
 
-        opened = open_planned(
-            model,
-            output,
-            "fill-mask",
-            lambda config: reading(config, [text]),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
-        )
+        opened = open_planned(model, output, "fill-mask", lambda c: reading(c, [text]), device, quantize, ignore_plan)
         bundle = opened.bundle
         from trivium.generation.fill_mask import fill_masks
 

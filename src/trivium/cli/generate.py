@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import EMPTY, IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -29,6 +29,8 @@ def generate(
     length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer (may be given again).")] = None,
     seed: Annotated[int | None, help_of(GenerationSettings, "seed")] = None,
+    kv_cache: Annotated[str | None, help_of(GenerationSettings, "kv_cache")] = None,
+    speculate: Annotated[int | None, help_of(GenerationSettings, "speculate")] = None,
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -59,6 +61,8 @@ def generate(
         "length_penalty": length_penalty,
         "stop": stop or None,
         "seed": seed,
+        "kv_cache": kv_cache,
+        "speculate": speculate,
     }
     stated = {name: value for name, value in given.items() if value is not None}
     settings = build_settings(GenerationSettings, stated, "generate")
@@ -66,24 +70,7 @@ def generate(
         from trivium.planner.uses import writing
 
         opened = open_planned(
-            model,
-            output,
-            "generate",
-            lambda config: writing(config, prompt, settings),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
+            model, output, "generate", lambda c: writing(c, prompt, settings), device, quantize, ignore_plan
         )
         generation = opened.bundle.generate(prompt, settings, stream=output.write)
-        if not generation.text:
-            output.progress.note(EMPTY)
-        output.result(
-            {
-                "text": generation.text,
-                "tokens": generation.tokens,
-                "finish_reason": generation.finish_reason,
-                "tokens_per_second": generation.tokens_per_second,
-                **opened.measured(),
-            },
-            text="\n",
-        )
+        output.result(opened.written(generation), text="\n")

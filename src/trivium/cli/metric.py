@@ -52,13 +52,7 @@ def perplexity(
     with Output(as_json, quiet) as output:
         texts = [text_of(row) for row in read_rows(file)]
         opened = open_planned(
-            model,
-            output,
-            "perplexity",
-            lambda config: reading(config, texts, windows=True),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
+            model, output, "perplexity", lambda c: reading(c, texts, windows=True), device, quantize, ignore_plan
         )
         scores = score_documents(opened.bundle.model, opened.bundle.tokenizer, texts, progress=output.progress)
         output.result({**sum_scores(scores).perplexity().to_json(), **opened.measured()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from trivium.checkpoints.bundle import Bundle
+    from trivium.generation.generate import Generation
     from trivium.models.config import ModelConfig
     from trivium.planner.history import PlannedRun
     from trivium.planner.uses import Use
@@ -39,9 +40,6 @@ IgnorePlanFlag = Annotated[
 
 VERBS_IN_WORDS = {"perplexity": "metric perplexity"}
 
-# Said beside an empty result, which looks like none.
-EMPTY = "(the text is empty)"
-
 
 @dataclass
 class Opened:
@@ -51,6 +49,18 @@ class Opened:
     planned: PlannedRun
     """Its peak is filled in by `measured`."""
     progress: Progress = field(default=SILENT, repr=False)
+
+    def written(self, generation: Generation) -> dict[str, Any]:
+        """The result of a verb that writes text, `measured` included; an empty one is said, as it looks like none."""
+        if not generation.text:
+            self.progress.note("(the text is empty)")
+        return {
+            "text": generation.text,
+            "tokens": generation.tokens,
+            "finish_reason": generation.finish_reason,
+            "tokens_per_second": generation.tokens_per_second,
+            **self.measured(),
+        }
 
     def measured(self) -> dict[str, int]:
         """{"planned_peak_bytes", "peak_bytes"} of the result; the pair is added to the history of runs."""
@@ -69,7 +79,6 @@ def open_planned(
     output: Output,
     verb: str,
     use: Callable[[ModelConfig], Use],
-    *,
     device: str = "auto",
     quantize: str | None = None,
     ignore_plan: bool = False,
@@ -86,7 +95,7 @@ def open_planned(
     config, scheme = _described(path, quantize)
     _refuse(config, verb)
     work = use(config)
-    plan = use_memory(config, work, "fp32", scheme)
+    plan = use_memory(config, work, "fp32", scheme, device=place)
     state_plan(
         plan,
         f"trivium {VERBS_IN_WORDS.get(verb, verb)}",
@@ -163,6 +172,8 @@ def _cures(config: ModelConfig, use: Use, device: str) -> list[str]:
         sequence_length=use.length + use.new_tokens,
         new_tokens=use.new_tokens,
         num_beams=use.num_beams,
+        kv_cache="int8" if use.kv_int8 else "same",
+        device="cuda" if device.startswith("cuda") else "cpu",
     )
     return applicable(suggestions(config, settings, available_bytes(device)), {"base": "--quantize {}"})
 

@@ -22,7 +22,7 @@ def plan(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|RECIPE.yaml]",
+            metavar="MODEL|RECIPE.yaml",
             help="A model directory, config.json, .gguf file, hub id or built-in name, of which only the config is "
             "read; or a recipe.",
         ),
@@ -31,7 +31,10 @@ def plan(
         list[str] | None, typer.Argument(metavar="key=value", help="Settings of the plan, listed below.")
     ] = None,
     params: Annotated[
-        float | None, typer.Option(help="A number of parameters in the place of a model: the rule of thumb alone.")
+        float | None,
+        typer.Option(
+            help="A number of parameters in the place of a model: the rule of thumb, or, with settings, a usual model."
+        ),
     ] = None,
     history: Annotated[
         bool, typer.Option("--history", help="Show planned and measured memory of the runs of this machine.")

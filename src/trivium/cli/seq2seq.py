@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import EMPTY, IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.cli.settings_help import help_of
 from trivium.generation.settings import GenerationSettings
@@ -53,24 +53,7 @@ def seq2seq(
         from trivium.planner.uses import writing
 
         opened = open_planned(
-            model,
-            output,
-            "seq2seq",
-            lambda config: writing(config, text, settings),
-            device=device,
-            quantize=quantize,
-            ignore_plan=ignore_plan,
+            model, output, "seq2seq", lambda c: writing(c, text, settings), device, quantize, ignore_plan
         )
         generation = opened.bundle.seq2seq(text, settings, stream=output.write)
-        if not generation.text:
-            output.progress.note(EMPTY)
-        output.result(
-            {
-                "text": generation.text,
-                "tokens": generation.tokens,
-                "finish_reason": generation.finish_reason,
-                "tokens_per_second": generation.tokens_per_second,
-                **opened.measured(),
-            },
-            text="\n",
-        )
+        output.result(opened.written(generation), text="\n")

@@ -27,14 +27,16 @@ from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
 from trivium.models.encoder_decoder import shifted_right
 from trivium.planner.history import PlannedRun, record_run
-from trivium.planner.memory import estimate
+from trivium.planner.memory import FRAMEWORK_BYTES, estimate
 from trivium.planner.statement import state_plan
 from trivium.progress import SILENT, Progress
-from trivium.runtime import Runtime
+from trivium.quantization.quantize import refuse_quantized
+from trivium.runtime import Runtime, give_back_freed_memory
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.forward import target_hidden
 from trivium.training.loop import TrainResult, train
+from trivium.training.memory import current_bytes
 from trivium.training.objective import LossReport
 from trivium.training.settings import TrainingSettings
 
@@ -152,6 +154,7 @@ def train_classifier(
     rows = min(rows_per_step, rows_per_micro_batch)
     planned = _stated(base, run, rows, sequence_length, settings, runtime, ignore_plan, progress)
     model, config = load_weights(base, head="classification", labels=tuple(labels))
+    refuse_quantized(model, "trained further")
     model = model.to(runtime.torch_device())
     tokenizer = Tokenizer.load(base)
     length, objective = planned.length, ClassificationObjective()
@@ -177,6 +180,7 @@ def train_classifier(
         evaluate=measure,
         log=run / "metrics.jsonl",
         progress=progress,
+        planned_peak_bytes=planned.planned_bytes,
     )
     save_model_directory(run / "model", model, config, tokenizer)
     record_run(replace(planned, peak_bytes=result.peak_bytes), progress)
@@ -197,15 +201,19 @@ def _stated(
     """Say what the run will need, told from the config of `base` alone; UserError where it does not fit."""
     _, config = read_config(base)
     length = min(sequence_length, config.max_positions)
+    give_back_freed_memory()
+    on_card = runtime.device.startswith("cuda")
     plan = estimate(
         config,
         rows_per_micro_batch=rows,
         sequence_length=length,
         precision=settings.precision,
         gradient_checkpointing=settings.gradient_checkpointing,
+        targets=0,  # no scores of tokens are computed
         packed_documents=True,
+        device="cuda" if on_card else "cpu",
+        framework_bytes=None if on_card else max(FRAMEWORK_BYTES, current_bytes(runtime.torch_device())),
     )
-    plan = replace(plan, logits_bytes=0)  # no scores of tokens are computed
     state_plan(
         plan,
         "this run",

@@ -131,7 +131,7 @@ class Engine:
     def _admit(self) -> None:
         """Give slots to those who wait, in order; who could go on from what another is reading waits for it."""
         postponed: deque[tuple[Row, Rules]] = deque()
-        while self._waiting and len(self._running) < self.most_running:
+        while self._waiting and len(self._running) + len(postponed) < self.most_running:
             row, rules = self._waiting.popleft()
             if self.prefixes.about_to_be_read(row.prompt):
                 postponed.append((row, rules))

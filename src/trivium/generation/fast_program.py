@@ -22,6 +22,7 @@ from trivium.models.masks import alibi_bias
 from trivium.models.positions import rotation
 from trivium.models.transformer import Block
 
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 DENSE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -60,7 +61,7 @@ class FastProgram:
         if config.positions == "alibi":
             # Minus the slopes are what a distance of 1 adds.
             self.program.slopes = self._address(-alibi_bias(config.heads, 1, 2, torch.device("cpu"))[0, :, 0, 0])
-        matrices = [getattr(layer, name) for layer in self.layers for name, kind in Layer._fields_ if kind is Matrix]
+        matrices = [getattr(layer, name) for layer in self.layers for name in MATRICES]
         self.weights_of_a_layer = sum(each.outputs * each.inputs for each in matrices) // config.layers
         self._positions = 0
 
@@ -123,11 +124,11 @@ class FastProgram:
     def _matrix(self, module: nn.Module, bias: Tensor | None = None) -> Matrix:
         """Of a plain linear layer or table of tokens, or of a packed one, which is known by what it holds."""
         bias = getattr(module, "bias", bias)
-        if type(module) in (nn.Linear, Embedding):
-            kind, scales, offsets = DENSE.get(module.weight.dtype, ""), None, None
-            packed: Tensor = module.weight.detach()
+        packed, scales, offsets = torch.empty(0), None, None
+        if isinstance(module, nn.Linear | Embedding) and type(module) in (nn.Linear, Embedding):
+            kind, packed = DENSE.get(module.weight.dtype, ""), module.weight.detach()
         else:
-            kind, packed = getattr(module, "kind", ""), getattr(module, "packed", torch.empty(0))
+            kind, packed = getattr(module, "kind", ""), getattr(module, "packed", packed)
             scales, offsets = getattr(module, "scales", None), getattr(module, "offsets", None)
         if kind not in MATRIX_KINDS:
             raise Unknown(f"{type(module).__name__} {kind}")

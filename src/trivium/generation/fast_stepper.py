@@ -2,8 +2,8 @@
 
 Where a step of a small model is some hundreds of operators of torch, most of its time is spent between them. Here the
 addresses of all weights are gathered once (`fast_program.py`), and a step is one native call, in which torch's threads
-meet a few times per layer (`kernels/cpp/step.h`). Long prompts are matrix products that torch does best: they go through
-the model's own code.
+meet a few times per layer (`kernels/cpp/step.h`). Long prompts are matrix products that torch does best: they go
+through the model's own code.
 
 Everything between the weights is computed in fp32, also for models in bf16, whose own code rounds after every operator.
 
@@ -84,7 +84,7 @@ class FastStepper:
             slots.advance(slot, count)
         if not every:
             return logits
-        return torch.nn.utils.rnn.pad_sequence(list(logits.split(counts)), batch_first=True)
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(logits, counts)), batch_first=True)
 
     def _embedded(self, ids_M: Tensor, positions_M: Tensor, length: int) -> Tensor:
         """(M, D) fp32: what enters the first layer, by the model's own code."""
@@ -98,7 +98,7 @@ class FastStepper:
         """One call: logits of the rows chosen. `sequences`: slot, start, count and first row of each."""
         program = self._program.program
         logits = torch.empty(len(chosen), program.head.outputs)
-        kept = (structures.Sequence * len(sequences))(*sequences)
+        kept = (structures.Sequence * len(sequences))(*(structures.Sequence(*each) for each in sequences))
         step = Step(
             program=ctypes.pointer(program),
             slots=ctypes.pointer(self._keys_values(slots)),

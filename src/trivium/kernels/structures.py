@@ -33,10 +33,7 @@ class Layer(ctypes.Structure):
     """A block."""
 
     _fields_ = (
-        *(
-            (f"{name}_norm", Norm)
-            for name in ("attention", "attention_output", "query", "key", "mlp", "mlp_output")
-        ),
+        *((f"{name}_norm", Norm) for name in ("attention", "attention_output", "query", "key", "mlp", "mlp_output")),
         *((name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
         ("cosines", c_void_p),
         ("sines", c_void_p),
@@ -48,10 +45,7 @@ class Program(ctypes.Structure):
     """A decoder."""
 
     _fields_ = (
-        *(
-            (name, c_int64)
-            for name in ("layers", "width", "heads", "kv_heads", "head_width", "mlp_width", "rotated")
-        ),
+        *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "mlp_width", "rotated")),
         *((name, c_int64) for name in ("activation", "parallel", "post_norm")),
         *((name, c_double) for name in ("attention_scale", "attention_softcap", "logit_scale")),
         ("slopes", c_void_p),

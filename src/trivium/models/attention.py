@@ -35,7 +35,7 @@ class View(NamedTuple):
     mask: Tensor | None
     """Added to the scores, (B or 1, H or 1, T, S); None: nothing is hidden but, if `causal`, the future."""
     causal: bool
-    """Whether no query sees a key after its own position (the mask then says so too, where there is one)."""
+    """Whether T equals S and query t sees none but keys 0 to t (the mask then says so too, where there is one)."""
     by_blocks: bool
     """Whether attention is computed by `block_attention`, which is faster here than SDPA."""
 

@@ -175,8 +175,8 @@ class Stack(nn.Module):
         dtype = _matmul_dtype(x_BTD)
         places = None if cache is None else cache.places
         bias = self._bias(T, length, dtype, device, places)
-        blocks_suit = length == T > 1 and places is None and bias is None and prefers_blocks(device, dtype)
-        causal = self.causal and prefix is None
+        blocks_suit = T > 1 and bias is None and prefers_blocks(device, dtype)
+        causal = self.causal and prefix is None and length == T and places is None
 
         def view(window: int) -> View:
             mask = attention_mask(

@@ -1,27 +1,45 @@
 """What lies between tensors: memory that an allocator holds and no tensor uses (no torch).
 
 On a CPU, glibc is told to keep freed memory (`runtime.py`). It cannot always use it again: torch asks for aligned
-blocks, for which glibc wants a hole some bytes larger than the block, so a hole that a tensor has left is too small for
-the next tensor of the same size. Left alone, these holes grow to 0.2 (bf16) and up to 1.0 (fp32) of what tensors need.
-Training therefore gives them back where they pass `HOLES` (`training/memory.py`); the plan is what it keeps to.
+blocks, for which glibc wants a hole some bytes larger than the block, so the hole that a tensor leaves is too small for
+the next tensor of the same size. How much lies idle in the end was measured (40 training runs of 1 to 45 million
+parameters in three families, docs/planning_measured.md): a share of activations and logits. It is larger in fp32 where
+queries and keys are rotated, since the turned ones are as large as those they replace, and larger where activations are
+computed again, since as much passes through the step and less of it is kept.
 
 On CUDA, torch's caching allocator rounds each tensor up to 512 bytes and takes memory from the driver in segments: of 2
 MiB for tensors up to 1 MiB, of 20 MiB up to 10 MiB, and for larger ones their size rounded up to 2 MiB. The plan adds
 half a segment of both kinds and half of the rounding for each large tensor; this was not measured on a card.
+
+Invariant (tests/benchmarks/test_planning.py): with these holes the peaks of real processes are met.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from trivium.models.config import ModelConfig
+from trivium.runtime import Precision
+
 Device = Literal["cpu", "cuda"]
 
-# Holes on a CPU as a share of what a training step needs: training keeps them at this.
-HOLES = 0.25
-# The same without a backward pass, where few blocks are kept between those that are given up.
-INFERENCE_HOLES = 0.25
+# Holes of a training step on a CPU as shares of activations and logits: (activations kept, computed again).
+HOLES_FP32_ROTATED = (0.72, 1.4)
+HOLES_FP32 = (0.33, 0.85)
+HOLES_16_BITS = (0.56, 1.3)
+# Of gradients, between which activations must find room.
+HOLES_OF_GRADIENTS = 0.15
+# Without a backward pass few blocks are kept between those that are given up.
+INFERENCE_HOLES = 0.2
 CUDA_BLOCK, CUDA_SMALL, CUDA_LARGE = 512, 1 << 20, 10 << 20
 CUDA_SMALL_SEGMENT, CUDA_LARGE_SEGMENT, CUDA_ROUNDING = 2 << 20, 20 << 20, 2 << 20
+
+
+def training_holes(config: ModelConfig, precision: Precision, gradient_checkpointing: bool) -> float:
+    """Holes of a training step on a CPU, as a share of its activations and logits."""
+    if precision != "fp32":
+        return HOLES_16_BITS[gradient_checkpointing]
+    return (HOLES_FP32_ROTATED if config.positions == "rotary" else HOLES_FP32)[gradient_checkpointing]
 
 
 def cuda_segment_bytes(size: int) -> int:
@@ -35,7 +53,8 @@ def cuda_segment_bytes(size: int) -> int:
 
 
 def allocator_bytes(device: Device, needed_bytes: int, holes: float, largest_tensor_bytes: int = 0) -> int:
-    """What `device`'s allocator holds beyond the `needed_bytes` of a step whose largest tensors have that size."""
+    """What `device`'s allocator holds beyond `needed_bytes`: on a CPU `holes` as a share of them; on a card what is left
+    of segments, when the largest tensors have that size."""
     if device == "cpu":
         return int(holes * needed_bytes)
     slack = (CUDA_SMALL_SEGMENT + CUDA_LARGE_SEGMENT) // 2

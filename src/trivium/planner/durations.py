@@ -116,7 +116,8 @@ def decode_limit(config: ModelConfig, settings: PlanSettings, phases: dict[str, 
     weights = stored_weights_bytes(config, settings.precision, scheme) / settings.tensor_ways
     read = weights + filled * writing.kv_cache_bytes
     rows, copies = settings.rows_per_micro_batch, settings.data_ways * settings.fsdp_ways
-    products = rows * flops_per_token(config, round(filled * length)) / settings.tensor_ways
+    beams = settings.num_beams if settings.stage == "generate" else 1
+    products = rows * beams * flops_per_token(config, round(filled * length)) / settings.tensor_ways
     step = max(read / speed.read_bytes, products / (speed.flops(settings.precision) * settings.utilisation))
     return rows * copies / step
 

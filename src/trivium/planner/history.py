@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import json
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -155,6 +154,8 @@ def _run_of(line: bytes) -> PlannedRun | None:
 
 def history_report() -> HistoryReport:
     """The history with its errors: what `trivium plan --history --json` writes."""
+    import statistics  # only where it is needed: a run that is recorded does not wait for it
+
     runs, damaged = read_history()
     errors = [abs(run.error) for run in runs]
     return {

@@ -5,8 +5,8 @@ hold it, and inside a block either what the MLP makes or what attention does. Be
   weights       as they are stored (`weights.py`): in the precision, or packed
   unpacked      where a matrix is packed and many positions are read, one matrix at a time in full (the largest)
   kv_cache      keys and values of B rows (with beams B x beams) of prompt and new tokens in slots whose capacity is a
-                multiple of 64; an encoder-decoder's also those of the source. Beams that change places are copied, one
-                buffer of a layer's at a time being held twice
+                multiple of 64; an encoder-decoder's also those of the source. Beams that change places are copied, so
+                theirs are held twice
   logits        of generation (B, V): the scores in fp32, their log-probabilities and a filtered copy; of evaluation a
                 bounded number of positions at a time
 
@@ -28,6 +28,8 @@ from trivium.runtime import Precision
 
 # Capacity of a slot is a multiple of this (`generation/slots.py`).
 CAPACITY_STEP = 64
+# New positions that beams have room for at first (`generation/beam_search.py`).
+BEAM_CACHE_STEP = 32
 # Log-likelihoods are made of so many logits at a time (`generation/scoring.py`).
 LOGITS_PER_CHUNK = 1 << 24
 
@@ -52,28 +54,33 @@ def generation_memory(
     `num_beams`: beams searched for each. `kv_int8`: keys and values are stored as int8 codes.
     """
     beams = rows * num_beams
-    written = prompt_length + new_tokens
-    reading = rows * prompt_length
-    source = 0
+    logits = beams * config.vocab_size * 3 * FP32
     if config.kind == "encoder-decoder":
         source = source_length or prompt_length
-        written, reading = 1 + new_tokens, rows * source
-    capacity = -(-written // CAPACITY_STEP) * CAPACITY_STEP
-    cache = cache_bytes(config, beams, capacity, precision, kv_int8=kv_int8 and not source)
-    cache += beams * source * _position_bytes(config, precision)
-    if num_beams > 1:
-        cache += cache // max(1, 2 * (config.decoder_layers or config.layers))
-    read = pass_bytes(config, rows, reading // max(1, rows), precision)
+        memory = rows * source * _position_bytes(config, precision)
+        capacity = _grown_capacity(1, new_tokens, num_beams) if num_beams > 1 else 1 + new_tokens
+        cache = cache_bytes(config, beams, capacity, precision)
+        held = num_beams * memory + cache  # the sources of all beams, and what was read of the targets
+        held += max(memory, cache) if num_beams > 1 else 0  # what is copied when beams change places
+        encoded = rows * source * config.width * item_bytes(precision)
+        reading = pass_bytes(config, rows, source, precision)
+        activations = max(reading - held, encoded + pass_bytes(config, beams, 1, precision))
+        unpacks = rows * source > 1
+    else:
+        capacity = _grown_capacity(prompt_length, new_tokens, num_beams)
+        held = cache_bytes(config, beams, capacity, precision, kv_int8=kv_int8) * (2 if num_beams > 1 else 1)
+        activations = max(pass_bytes(config, rows, prompt_length, precision), pass_bytes(config, beams, 1, precision))
+        unpacks = rows * prompt_length > 1
     return _plan(
         config,
         precision,
         scheme,
         device,
         framework_bytes,
-        activations=max(read, pass_bytes(config, beams, 1, precision)),
-        logits=beams * config.vocab_size * 3 * FP32,
-        kv_cache=cache,
-        unpacks=reading > rows,
+        activations=activations,
+        logits=logits,
+        kv_cache=held,
+        unpacks=unpacks,
     )
 
 
@@ -95,27 +102,29 @@ def evaluation_memory(
     all). Heads other than `lm` need next to nothing.
     """
     learned = rows * length if targets is None else targets
-    logits = 0
+    item = item_bytes(precision)
+    logits = learned * config.width * item
     if config.head == "lm" and config.kind == "encoder":  # by the chunked cross-entropy
-        logits = min(chunk_rows(config, precision), learned) * config.vocab_size * item_bytes(precision)
-        logits += SOFTMAX_BYTES if item_bytes(precision) != FP32 else 0
-    elif config.head == "lm":
-        logits = min(LOGITS_PER_CHUNK // config.vocab_size, learned) * config.vocab_size * 2 * FP32
-    longest, kept = length, 0
+        logits += min(chunk_rows(config, precision), learned) * config.vocab_size * item
+        logits += SOFTMAX_BYTES if item != FP32 else 0
+    elif config.head == "lm":  # the scores in fp32, and their logarithms
+        logits += min(LOGITS_PER_CHUNK // config.vocab_size, learned) * config.vocab_size * 2 * FP32
+    read, held = pass_bytes(config, rows, length, precision), 0
+    logits = max(0, logits + rows * length * config.width * item - read)  # after the blocks have given up theirs
     if config.kind == "encoder-decoder":
         source = source_length or length
-        longest, kept = max(length, source), rows * source * _position_bytes(config, precision)
-    read = pass_bytes(config, rows, longest, precision)
-    hidden = 2 * learned * config.width * item_bytes(precision)
+        held = rows * source * _position_bytes(config, precision)
+        read += rows * source * config.width * item
+        read = max(read, pass_bytes(config, rows, source, precision) - held - logits)
     return _plan(
         config,
         precision,
         scheme,
         device,
         framework_bytes,
-        activations=max(read, hidden),
-        logits=max(0, logits + hidden - read),
-        kv_cache=kept,
+        activations=read,
+        logits=logits,
+        kv_cache=held,
         unpacks=rows * length > 1,
     )
 
@@ -140,6 +149,16 @@ def pass_bytes(config: ModelConfig, rows: int, length: int, precision: Precision
     if config.attention_softcap:
         scores += 3 * rows * config.heads * length**2 * FP32
     return tokens * item * (stream + max(attention, mlp)) + tokens * INT64 + scores
+
+
+def _grown_capacity(prompt_length: int, new_tokens: int, num_beams: int) -> int:
+    """Positions there is room for in the end: whole steps of slots; with beams a little, doubled when it is used up."""
+    if num_beams == 1:
+        return -(-(prompt_length + new_tokens) // CAPACITY_STEP) * CAPACITY_STEP
+    capacity = prompt_length + min(BEAM_CACHE_STEP, new_tokens)
+    while capacity < prompt_length + new_tokens:
+        capacity *= 2
+    return capacity
 
 
 def _position_bytes(config: ModelConfig, precision: Precision) -> int:

@@ -32,12 +32,12 @@ from trivium.planner.activations import (
     matrix_parameters,
     widest_block_bytes,
 )
-from trivium.planner.allocator import HOLES, Device, allocator_bytes
+from trivium.planner.allocator import HOLES_OF_GRADIENTS, Device, allocator_bytes, training_holes
 from trivium.runtime import Precision
 
 # Resident size of a process that has imported torch and computed once (torch 2.13 for CPU, Linux): the interpreter, the
 # libraries' code that was touched, and their own buffers. Without backward passes less of it is touched.
-FRAMEWORK_BYTES = 328 << 20
+FRAMEWORK_BYTES = 344 << 20
 INFERENCE_FRAMEWORK_BYTES = 264 << 20
 # The chunked cross-entropy's own sizes; its test keeps them equal to those in `training/cross_entropy.py`.
 LOGITS_BYTES = 32 << 20
@@ -119,14 +119,16 @@ def estimate(
         "activations_bytes": kept + temporaries,
         "logits_bytes": held + max(0, passing - temporaries),
     }
-    needed, largest = sum(parts.values()), tokens * max(config.mlp_width, config.width) * item_bytes(precision)
     if framework_bytes is None:
         framework_bytes = FRAMEWORK_BYTES if device == "cpu" else 0
-    return MemoryPlan(
-        **parts,
-        framework_bytes=framework_bytes,
-        allocator_bytes=allocator_bytes(device, needed, HOLES, largest),
-    )
+    if device == "cpu":
+        passing = parts["activations_bytes"] + parts["logits_bytes"]
+        idle = allocator_bytes(device, passing, training_holes(config, precision, gradient_checkpointing))
+        idle += int(HOLES_OF_GRADIENTS * parts["gradients_bytes"])
+    else:
+        largest = tokens * max(config.mlp_width, config.width) * item_bytes(precision)
+        idle = allocator_bytes(device, sum(parts.values()), 0.0, largest)
+    return MemoryPlan(**parts, framework_bytes=framework_bytes, allocator_bytes=idle)
 
 
 def fits(plan: MemoryPlan, available_bytes: int) -> bool:

@@ -99,7 +99,11 @@ def unkept_bytes(config: ModelConfig, settings: PlanSettings, tokens: int, item:
     if settings.peft in ("none", "last_layers"):
         return 0
     trained = set(settings.targets) if settings.peft in LOW_RANK else set()
-    numbers = config.width * sum(not names & trained for names in ({"query", "key", "value"}, {"gate", "up"}))
+    readers = [{"query", "key", "value"}, {"gate", "up"} if config.mlp == "gated" else {"up"}]
+    if config.norm_placement == "post" and item != FP32:  # each layer casts what it reads for itself
+        numbers = config.width * sum(len(names - trained) for names in readers)
+    else:
+        numbers = config.width * sum(not names & trained for names in readers)
     # Fused attention keeps what it gives by itself, and so does relu.
     fused = item == FP32 and config.positions != "relative" and not config.attention_dropout
     if "output" not in trained and not fused:

@@ -6,7 +6,7 @@
 
 The figures come from the modules beside this one: memory of a step (`memory.py`, `inference.py`), of stages
 (`stages.py`), time (`durations.py`), what would make it fit (`suggestions.py`), the textbook's arithmetic
-(`rule_of_thumb.py`, `chinchilla.py`). A number of parameters in the place of a model gives that arithmetic alone.
+(`rule_of_thumb.py`, `chinchilla.py`). A number of parameters in the place of a model gives that arithmetic.
 
 Invariant its test checks: the parts add up to the peak, and every key of the contract is there.
 """
@@ -37,10 +37,11 @@ from trivium.planner.stages import (
 )
 from trivium.planner.statement import available_bytes
 from trivium.planner.suggestions import Suggestion, fullest, largest_rows, suggestions
+from trivium.planner.typical import typical_shape
 from trivium.progress import short_bytes
 
 SMALLEST, LARGEST = 1, 10**15
-# What a plan of a number of parameters alone makes use of.
+# Settings that the textbook's arithmetic makes use of.
 WITHOUT_SHAPE = frozenset({"memory", "device", "tokens", "machine", "utilisation", "budget_flops", "budget_hours"})
 
 
@@ -118,8 +119,9 @@ def plan(
     """What a run with `model` needs.
 
     `model`: whatever `tv.load` opens (only its config is read), a bare config.json, a config, a recipe object (whose
-    batch, precision and steps are then the settings), or a number of parameters, of which only the textbook's
-    arithmetic is known. `changes`: fields of `PlanSettings`. Raises UserError for settings that make no sense.
+    batch, precision and steps are then the settings), or a number of parameters: the textbook's arithmetic, or, with
+    settings that it knows nothing of, a typical model of that size. `changes`: fields of `PlanSettings`. Raises
+    UserError for settings that make no sense.
     """
     if isinstance(model, str | Path):
         return plan_of_described(described(model), _settings(PlanSettings(), settings, changes), str(model))
@@ -178,11 +180,13 @@ def plan_of_config(config: ModelConfig, settings: PlanSettings, label: str) -> P
 
 
 def plan_of_number(parameters: float, settings: PlanSettings) -> Plan:
-    """The textbook's arithmetic for so many parameters; UserError for settings that it knows nothing of."""
+    """The textbook's arithmetic for so many parameters; with settings it knows nothing of, a typical model's plan."""
     if not SMALLEST <= parameters <= LARGEST:
         raise UserError(f"{parameters:g} parameters: give a number from {SMALLEST} to {LARGEST:g}, such as 1e9")
-    if unused := sorted(settings.model_fields_set - WITHOUT_SHAPE):
-        raise UserError(f"{', '.join(unused)}: a number of parameters has no shape; give a model or its config.json")
+    if settings.model_fields_set - WITHOUT_SHAPE:
+        config = typical_shape(parameters)
+        label = f"a Llama of {config.layers} layers of width {config.width}, for {parameters:g} parameters"
+        return plan_of_config(config, settings, label)
     number = round(parameters)
     extra = {f"{name}_bytes": each * number for name, each in BYTES_MORE_TO_TRAIN.items()}
     parts = Parts(weights_bytes=BYTES_TO_STORE * number, **extra)

@@ -68,13 +68,13 @@ class _Machine(BaseModel):
 
 def remember(values: Mapping[str, Any]) -> None:
     """Keep what `trivium doctor` found of this machine, for plans to come, where something can be written."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
         write_atomically(_kept(), json.dumps(values))
 
 
 def this_speed(device: str) -> Speed | None:
     """The speed of this machine: what doctor found, else measured in a moment; None for an unmeasured card."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, RuntimeError):
         machine = _read(_kept())
         if (tuple(machine.flags), machine.usable_cores) == (cpu_flags(), usable_cores()):
             return _speed(machine, device, "this machine, by trivium doctor")

@@ -5,20 +5,10 @@ from __future__ import annotations
 from trivium.planner.chinchilla import LAWS
 from trivium.planner.plan import Plan
 from trivium.planner.rule_of_thumb import BYTES_MORE_TO_TRAIN, BYTES_TO_TRAIN, by_precision, rule_of_thumb
+from trivium.planner.statement import PART_NAMES
 from trivium.progress import short_bytes, short_number, short_time
 
 BAR = 30
-PART_NAMES = {
-    "weights_bytes": "weights",
-    "gradients_bytes": "gradients",
-    "optimizer_bytes": "optimizer",
-    "activations_bytes": "activations",
-    "logits_bytes": "logits",
-    "kv_cache_bytes": "KV cache",
-    "rollouts_bytes": "rollouts",
-    "framework_bytes": "framework",
-    "allocator_bytes": "allocator",
-}
 SUGGESTIONS_SHOWN = 8
 
 
@@ -79,12 +69,12 @@ def _parts(plan: Plan) -> str:
     """Each part with its share as a bar, and the peaks of all phases where there are several."""
     peak = plan.peak_bytes
     lines = []
-    for key, name in PART_NAMES.items():
+    for key, name in {**PART_NAMES, "rollouts_bytes": "rollouts"}.items():
         size = getattr(plan.parts, key)
         if size:
             bar = "#" * max(1, round(BAR * size / peak))
-            lines.append(f"  {name:<12}{short_bytes(size):>9}{100 * size / peak:>5.0f} %  {bar}")
-    lines.append(f"  {'peak':<12}{short_bytes(peak):>9}")
+            lines.append(f"  {name:<20}{short_bytes(size):>9}{100 * size / peak:>5.0f} %  {bar}")
+    lines.append(f"  {'peak':<20}{short_bytes(peak):>9}")
     if len(plan.phases) > 1:
         lines += [f"  while in {name}: {short_bytes(parts.peak_bytes)}" for name, parts in plan.phases.items()]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from trivium.generation.settings import GenerationSettings
 from trivium.models.config import ModelConfig
-from trivium.planner.memory import MemoryPlan, estimate
+from trivium.planner.allocator import Device
+from trivium.planner.inference import evaluation_memory, generation_memory
+from trivium.planner.memory import MemoryPlan
 from trivium.quantization.schemes import Scheme
 from trivium.runtime import Precision
 
@@ -29,16 +31,19 @@ class Use:
     """Positions read of each row: its prompt, text or source."""
     new_tokens: int = 0
     num_beams: int = 1
+    kv_int8: bool = False
+    """Keys and values kept in a byte each."""
 
 
-def use_memory(config: ModelConfig, use: Use, precision: Precision, scheme: Scheme | None = None) -> MemoryPlan:
+def use_memory(
+    config: ModelConfig, use: Use, precision: Precision, scheme: Scheme | None = None, *, device: str = "cpu"
+) -> MemoryPlan:
     """What `use` of a model needs whose weights are in `precision`, or packed as `scheme` says."""
-    try:
-        from trivium.planner.inference import evaluation_memory, generation_memory
-    except ImportError:  # TEMPORARY
-        return estimate(config, rows_per_micro_batch=1, sequence_length=1, precision=precision)
+    kind: Device = "cuda" if device.startswith("cuda") else "cpu"
     if not use.new_tokens:
-        return evaluation_memory(config, rows=use.rows, length=use.length, precision=precision, scheme=scheme)
+        return evaluation_memory(
+            config, rows=use.rows, length=use.length, precision=precision, scheme=scheme, device=kind
+        )
     answers = config.kind == "encoder-decoder"
     return generation_memory(
         config,
@@ -49,6 +54,8 @@ def use_memory(config: ModelConfig, use: Use, precision: Precision, scheme: Sche
         scheme=scheme,
         num_beams=use.num_beams,
         source_length=use.length if answers else 0,
+        kv_int8=use.kv_int8,
+        device=kind,
     )
 
 
@@ -61,7 +68,7 @@ def writing(config: ModelConfig, prompt: str, settings: GenerationSettings) -> U
     """One prompt continued, or one source answered."""
     length = min(num_tokens(prompt), config.max_positions)
     room = config.max_positions if config.kind == "encoder-decoder" else max(1, config.max_positions - length)
-    return Use(1, length, min(settings.max_new_tokens, room), settings.num_beams)
+    return Use(1, length, min(settings.max_new_tokens, room), settings.num_beams, settings.kv_cache == "int8")
 
 
 def talking(config: ModelConfig, settings: GenerationSettings, said: str | None) -> Use:
@@ -69,7 +76,7 @@ def talking(config: ModelConfig, settings: GenerationSettings, said: str | None)
     if said is not None:
         return writing(config, said, settings)
     new_tokens = min(settings.max_new_tokens, max(1, config.max_positions // 2))
-    return Use(1, max(1, config.max_positions - new_tokens), new_tokens)
+    return Use(1, max(1, config.max_positions - new_tokens), new_tokens, kv_int8=settings.kv_cache == "int8")
 
 
 def reading(config: ModelConfig, texts: Sequence[str], *, windows: bool = False) -> Use:

@@ -19,6 +19,7 @@ from trivium.metrics.rouge import rouge
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.pretraining.material import Material, spread
 from trivium.progress import SILENT, Progress
+from trivium.runtime import give_back_freed_memory
 from trivium.training.evaluate import EvaluationInterrupted
 
 # Pairs generated together; between two such groups a run can be ended.
@@ -81,6 +82,7 @@ def written(
         some = pairs.sources[start : start + PAIRS_AT_ONCE]
         texts += [result.text for result in generate(model, material.tokenizer, some, settings)]
         progress.advance(len(some))
+        give_back_freed_memory()  # texts of other lengths leave holes that training cannot use
     progress.finish()
     return texts
 

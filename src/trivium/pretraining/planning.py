@@ -6,16 +6,19 @@ A run whose plan does not fit is refused before anything is written (`planner/st
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
+from trivium.data.objectives_settings import MaskedSettings, SpansSettings
 from trivium.models.counts import num_parameters
 from trivium.planner.history import PlannedRun, record_run
-from trivium.planner.memory import MemoryPlan, estimate
+from trivium.planner.memory import FRAMEWORK_BYTES, MemoryPlan, estimate
 from trivium.planner.statement import applicable, available_bytes, state_plan
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import Progress
-from trivium.runtime import Runtime
+from trivium.runtime import Runtime, give_back_freed_memory
+from trivium.training.memory import current_bytes
 
 # What a recipe says for each setting of a plan.
 IN_THE_RECIPE = {
@@ -27,17 +30,40 @@ IN_THE_RECIPE = {
 }
 
 
-def planned_memory(recipe: PretrainRecipe) -> MemoryPlan:
-    """What the recipe's training step will need."""
+def planned_memory(recipe: PretrainRecipe, device: str = "cpu", held_bytes: int = 0) -> MemoryPlan:
+    """What the recipe's training step will need, in a process that already holds `held_bytes` of other things."""
+    on_card = device.startswith("cuda")
+    rows, longest = micro_batch_rows(recipe), recipe.data.sequence_length
+    length = target_length(recipe)
+    share = recipe.objective.mask_share if isinstance(recipe.objective, MaskedSettings) else None
     return estimate(
         recipe.model,
-        rows_per_micro_batch=micro_batch_rows(recipe),
-        sequence_length=recipe.data.sequence_length,
+        rows_per_micro_batch=rows,
+        sequence_length=length,
+        source_length=longest,
+        targets=None if share is None else int(share * rows * longest),
         precision=recipe.training.precision,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         cross_entropy_chunk_tokens=recipe.training.cross_entropy_chunk_tokens,
         packed_documents=True,
+        device="cuda" if on_card else "cpu",
+        framework_bytes=None if on_card else max(FRAMEWORK_BYTES, held_bytes),
     )
+
+
+def prepared_memory(recipe: PretrainRecipe, runtime: Runtime) -> MemoryPlan:
+    """The plan once all is ready for the first step: text, libraries and earlier runs take their share by then."""
+    give_back_freed_memory()
+    return planned_memory(recipe, runtime.device, current_bytes(runtime.torch_device()))
+
+
+def target_length(recipe: PretrainRecipe) -> int:
+    """Positions of a row of the decoder; of spans that are cut out, what is left of a text fills the source."""
+    length = recipe.data.sequence_length
+    if not isinstance(recipe.objective, SpansSettings):
+        return length
+    cut, spans = recipe.objective.noise_share, recipe.objective.noise_share / recipe.objective.mean_span
+    return min(length, math.ceil(length / (1 - cut + spans) * (cut + spans)) + 1)  # and the mark at the end
 
 
 def micro_batch_rows(recipe: PretrainRecipe) -> int:
@@ -47,7 +73,7 @@ def micro_batch_rows(recipe: PretrainRecipe) -> int:
 
 def state_run(recipe: PretrainRecipe, runtime: Runtime, progress: Progress) -> MemoryPlan:
     """Say the run's plan; UserError where it does not fit and the recipe does not insist."""
-    plan = planned_memory(recipe)
+    plan = planned_memory(recipe, runtime.device)
 
     def cures() -> Sequence[str]:
         from trivium.planner.plan import settings_of_recipe

@@ -38,10 +38,11 @@ from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, 
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
 from trivium.pretraining.objective import TokenObjective
-from trivium.pretraining.planning import record_measured, state_run
+from trivium.pretraining.planning import prepared_memory, record_measured, state_run
 from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
-from trivium.progress import SILENT, Progress, short_number
+from trivium.progress import SILENT, Progress, short_bytes, short_number
+from trivium.quantization.quantize import refuse_quantized
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
@@ -140,6 +141,7 @@ class _Run:
             material = prepare_material(self.recipe, tokenizer, self.progress)
         with self.peers.together():
             source = material.training_source(self.runtime)
+        self.plan = prepared_memory(self.recipe, self.runtime)
         self._introduce(config, material, source)
         model = self._begin(config)
         result = self._train(model, config, material, source)
@@ -163,6 +165,7 @@ class _Run:
             initialise(model, config, self.recipe.seed)
             return model
         model, found = load_weights(start_directory(self.recipe.start_from))
+        refuse_quantized(model, "trained further")
         if found != config:
             raise UserError(
                 f"start_from: {self.recipe.start_from} is of another shape than `model` says: leave model out"
@@ -183,7 +186,7 @@ class _Run:
         self.progress.note(
             f"{short_number(num_parameters(config))} parameters; {steps} steps of {data.rows_per_step} rows of "
             f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
-            f"{short_number(material.num_tokens)} tokens"
+            f"{short_number(material.num_tokens)} tokens; planned memory {short_bytes(self.plan.peak_bytes)}"
         )
         if cut := num_cut_pairs(source):
             self.progress.note(f"{cut} pairs are longer than data.sequence_length={data.sequence_length} and were cut")
@@ -216,6 +219,7 @@ class _Run:
                 progress=self.progress,
                 flops_per_token=training_flops_per_token(config, recipe.data.sequence_length),
                 peak_flops=None if peak is None else peak * runtime.world_size,
+                planned_peak_bytes=self.plan.peak_bytes,
             )
 
     def _evaluation(self, model: Model, material: Material, rows: EvaluationRows) -> Evaluate:

@@ -10,13 +10,12 @@ smallest error of the outputs (equations 4 and 5). The division is folded into w
     down                                the rows of up                (gated, or with a relu between)
 
 Elsewhere (after a post-norm, whose output is also the residual stream; behind gelu or silu without a gate; the source's
-key and value) no exact fold exists and s stays 1. Then the range of every group of 4-bit codes is narrowed as far as
-that lowers its part of the output's error, but not of query and key, whose errors a softmax amplifies (section 3.2 of
-the authors' code). The token table and the head are rounded to nearest.
+key and value) no exact fold exists and s stays 1. Then the ranges of groups are narrowed (`ranges.py`). The token table
+and the head are rounded to nearest.
 
 Departs from the paper: outputs are compared matrix by matrix through the Gram matrix of the inputs, so that all of the
 text counts and none of it is kept; and a norm's weight is divided in its own type first, s being what it then really
-was divided by, so that the fold is exact in half precision too.
+was divided by, so that the fold is exact in half precision too. Ranges of query and key are narrowed like all others.
 
 Invariants its tests check: folding alone leaves the model's function as it was, for every kind of block; the error on
 the calibration text is never above that of rounding to nearest.
@@ -37,17 +36,12 @@ from trivium.models.transformer import Block
 from trivium.progress import SILENT, Progress
 from trivium.quantization.calibration import Batch, Statistics, Visit, output_errors, visit_blocks
 from trivium.quantization.packing import pack, refuse_unfit, unpack
+from trivium.quantization.ranges import narrowed
 from trivium.quantization.replacing import put_packed
 from trivium.quantization.schemes import Layout, Scheme, layout
 
-# Exponents tried, and shares of a group's range.
+# Exponents tried.
 EXPONENTS = tuple(step / 20 for step in range(20))
-RANGES = tuple(1 - step / 20 for step in range(1, 11))
-# Whose ranges are never narrowed.
-NEVER_NARROWED = ("attention.query", "attention.key", "cross.query", "cross.key")
-# A matrix is narrowed so many numbers at a time.
-NUMBERS_AT_A_TIME = 1 << 22
-
 Group = tuple[str, ...]
 Weights = dict[str, Tensor]
 """The matrices of a block by name, fp32: in half precision a product with s would be rounded once more."""
@@ -75,7 +69,7 @@ def quantize_blocks(model: Model, scheme: Scheme, calibration: Sequence[Batch], 
             how = layout(scheme, len(seen.magnitude))
             for name in (name for name in group if name not in kept):
                 weight = weights.pop(name)
-                if how.group_size and name not in NEVER_NARROWED:
+                if how.group_size:
                     weight = narrowed(weight, seen.gram, how)
                 put_packed(visit.block, name, pack(weight, how, f"{visit.name}.{name}"))
 
@@ -126,32 +120,6 @@ def fold(block: Block, group: Group, weights: Weights, scale: Tensor) -> Tensor:
     for name in group:
         weights[name] *= scale
     return scale
-
-
-def narrowed(weight: Tensor, gram: Tensor, how: Layout) -> Tensor:
-    """`weight` (O, I) with the range of each group cut where that lowers its own share of the output's error."""
-    size = how.group_size
-    starts = range(0, weight.shape[1], size)
-    blocks = torch.stack([gram[start : start + size, start : start + size] for start in starts])  # (I/G, G, G)
-    parts = torch.split(weight, max(1, NUMBERS_AT_A_TIME // weight.shape[1]))
-    return torch.cat([_narrowed_rows(part, blocks, how) for part in parts])
-
-
-def _narrowed_rows(weight: Tensor, blocks: Tensor, how: Layout) -> Tensor:
-    groups = weight.view(len(weight), len(blocks), -1)  # (O, I/G, G)
-    low, high = (extreme[..., None] for extreme in torch.aminmax(groups, dim=-1))
-
-    def errors(cut: Tensor) -> Tensor:
-        """(O, I/G, 1): of each group rounded when its numbers are cut to `cut`."""
-        difference = unpack(pack(cut.flatten(1), how)).view_as(groups) - groups
-        return ((difference.transpose(0, 1) @ blocks).transpose(0, 1) * difference).sum(-1, keepdim=True)
-
-    best, least = groups, errors(groups)
-    for share in RANGES:
-        cut = groups.clamp(low * share, high * share)
-        found = errors(cut)
-        best, least = torch.where(found < least, cut, best), torch.minimum(found, least)
-    return best.flatten(1)
 
 
 def _by_value(block: Block, group: Group, values: Tensor) -> Tensor:

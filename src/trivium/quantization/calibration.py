@@ -20,14 +20,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trivium.errors import UserError
-from trivium.models.attention import Shared
+from trivium.models.attention import Shared, View
 from trivium.models.build import Model
 from trivium.models.encoder_decoder import EncoderDecoder
+from trivium.models.positions import Rotation
 from trivium.models.transformer import Block, Stack
 from trivium.progress import SILENT, Progress
 
@@ -63,7 +65,7 @@ class _Reached(Exception):
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """What enters a block, of one batch."""
 
     x_BTD: Tensor
@@ -79,6 +81,21 @@ class _State:
             shared = shared._replace(source_keys=keys.transpose(1, 2), source_values=values.transpose(1, 2))
         return block(self.x_BTD, shared, layer)  # type: ignore[no-any-return]
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> State:
+        """The same for a block that computes in another place or type."""
+        shared = Shared(*(_moved(value, device, dtype) for value in self.shared))
+        source = None if self.source_BSD is None else self.source_BSD.to(device, dtype)
+        return State(self.x_BTD.to(device, dtype), shared._replace(dtype=dtype), source)
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A tensor, or a named tuple of tensors and other values, in another place and type."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+    if isinstance(value, View | Rotation):
+        return type(value)(*(_moved(part, device, dtype) for part in value))
+    return value
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -88,7 +105,7 @@ class Visit:
     """Where the block is in the model: `stack.blocks.0`."""
     block: Block
     layer: int
-    states: Sequence[_State]
+    states: Sequence[State]
 
     def groups(self) -> list[tuple[str, ...]]:
         """The block's matrices by what they read, in that order: names within the block."""
@@ -162,7 +179,7 @@ def _refuse_unfit(model: Model, inputs: Sequence[tuple[Tensor, ...]]) -> None:
 
 
 def _through_stack(
-    stack: Stack, name: str, states: list[_State], treat: Callable[[Visit], None], progress: Progress
+    stack: Stack, name: str, states: list[State], treat: Callable[[Visit], None], progress: Progress
 ) -> list[Tensor]:
     """Visit the stack's blocks; the hidden states after its last norm. `states` is used up."""
     for layer, block in enumerate(stack.blocks):
@@ -174,19 +191,19 @@ def _through_stack(
     return [state.x_BTD if stack.norm is None else stack.norm(state.x_BTD) for state in states]
 
 
-def _entering(stack: Stack, run: Callable[[], object]) -> _State:
+def _entering(stack: Stack, run: Callable[[], object]) -> State:
     """What enters the first block when `run` runs the model."""
-    caught: list[_State] = []
+    caught: list[State] = []
 
     def catch(x_BTD: Tensor, shared: Shared, layer: int) -> None:
-        caught.append(_State(x_BTD, shared, None))
+        caught.append(State(x_BTD, shared, None))
 
     with _before(stack.blocks[0], catch):
         _run_until_reached(run)
     return caught[0]
 
 
-def _entering_decoder(model: EncoderDecoder, source_BSD: Tensor, ids_BT: Tensor) -> _State:
+def _entering_decoder(model: EncoderDecoder, source_BSD: Tensor, ids_BT: Tensor) -> State:
     memory = model.memory(source_BSD)
     state = _entering(model.decoder, lambda: model.hidden(ids_BT, memory=memory))
     # A block's own keys and values are computed anew in `through`, from matrices that may have changed.

@@ -27,8 +27,9 @@ from trivium.errors import UserError
 from trivium.models.build import Model
 from trivium.models.decoder import Decoder
 from trivium.models.encoder import Encoder
+from trivium.models.transformer import Block
 from trivium.progress import SILENT, Progress
-from trivium.quantization.calibration import Batch, Visit, visit_blocks
+from trivium.quantization.calibration import Batch, State, Visit, visit_blocks
 from trivium.quantization.linear import PackedMatrix
 from trivium.quantization.packing import unpack
 
@@ -183,30 +184,40 @@ def part_errors(
 
     def treat(visit: Visit) -> None:
         other = quantized.get_submodule(visit.name)
-        for part in (name for name in PARTS if getattr(visit.block, name, None) is not None):
-            difference = total = 0.0
-            for state in visit.states:
-                expected, found = (
-                    _output(block.get_submodule(part), lambda b=block: state.through(b, visit.layer))  # type: ignore[misc]  # noqa: B023
-                    for block in (visit.block, other)
-                )
-                difference += float((found.double() - expected.double()).square().sum())
-                total += float(expected.double().square().sum())
+        assert isinstance(other, Block)
+        sums: dict[str, tuple[float, float]] = {}
+        for state in visit.states:
+            expected = _outputs(visit.block, state, visit.layer)
+            found = _outputs(other, state.to(quantized.device, quantized.dtype), visit.layer)
+            for part, y in expected.items():
+                difference, total = sums.get(part, (0.0, 0.0))
+                difference += float((found[part].double().to(y.device) - y.double()).square().sum())
+                sums[part] = difference, total + float(y.double().square().sum())
+        for part, (difference, total) in sums.items():
             errors.append(PartError(f"{visit.name}.{part}", (difference / max(total, 1e-300)) ** 0.5))
 
     visit_blocks(original, batches, treat, progress=progress)
     return errors
 
 
-def _output(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What `module` gives while `run` runs."""
-    caught: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
+def _outputs(block: Block, state: State, layer: int) -> dict[str, Tensor]:
+    """What each part of the block writes when `state` enters it."""
+    caught: dict[str, Tensor] = {}
+
+    def catch(part: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            caught[part] = output
+
+        return hook
+
+    there = {part: getattr(block, part, None) for part in PARTS}
+    handles = [module.register_forward_hook(catch(part)) for part, module in there.items() if module is not None]
     try:
-        run()
+        state.through(block, layer)
     finally:
-        handle.remove()
-    return caught[0]
+        for handle in handles:
+            handle.remove()
+    return {part: caught[part] for part in PARTS if part in caught}
 
 
 def _sums_of_rows(original: Model, quantized: Model, rows: ScoredRows) -> Tensor:

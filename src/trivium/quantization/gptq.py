@@ -1,20 +1,23 @@
 """GPTQ: each column's rounding error is made up for by the columns not yet rounded (Frantar et al., 2022).
 
 arXiv:2210.17323, algorithm 1. With X the inputs of a matrix W (O, I) on calibration text, H = X^T X, damped, and U the
-upper Cholesky factor of H^-1 (H^-1 = U^T U), columns are rounded from first to last, and after column i
+upper Cholesky factor of H^-1 (H^-1 = U^T U), columns are rounded one after another, and after column i
 
     e = (W_i - W^_i) / U_ii          W_j -= e U_ij  for all j > i
 
-which is the change of the remaining columns that keeps |X (W - W^)^T|^2 smallest. A group's scale is chosen when the
-rounding comes to it, for the columns as they are then. Within blocks of 128 columns the updates are made at once, those
-of later columns together at the block's end, which changes only rounding.
+which is the change of the remaining columns that keeps |X (W - W^)^T|^2 smallest. Within blocks of 128 columns the
+updates are made at once, those of later columns together at the block's end, which changes only rounding.
 
-Departs from the paper: columns that no text ever excites are rounded to nearest (not set to 0); and a row whose error
-on the calibration text would be larger than that of rounding to nearest keeps the latter, so that no row is ever worse.
-The token table and the head are left to rounding to nearest, as in the paper.
+Departs from the paper, as the authors' later code does: columns are taken in falling order of H_ii, so that the inputs
+with the largest values, whose error costs most, have all others to make up for it; scales are therefore chosen before
+the first column, for groups that stay together in memory. And on its own: these groups' ranges are narrowed
+(`ranges.py`); H is damped by a tenth of its mean diagonal, not a hundredth, since a user's calibration text is short;
+columns that no text ever excites are rounded to nearest, not set to 0; and a row whose error on the calibration text
+would exceed that of rounding to nearest keeps the latter. docs/quantization.md has what each was worth on one model.
+The token table and the head are rounded to nearest, as in the paper.
 
-Invariants its tests check: in fp64 the codes are those of the paper's equations written out column by column; the error
-on the calibration text is never above that of rounding to nearest.
+Invariants its tests check: in fp64 the codes are those of the paper's equations written out column by column; no row's
+error on the calibration text is above that of rounding to nearest.
 
 Shapes: O outputs, I inputs, G inputs of a group.
 """
@@ -31,12 +34,13 @@ from trivium.models.build import Model
 from trivium.progress import SILENT, Progress
 from trivium.quantization.calibration import Batch, Visit, output_errors, visit_blocks
 from trivium.quantization.packing import Packed, choose_scales, decode, encode, join, refuse_unfit
+from trivium.quantization.ranges import narrowed
 from trivium.quantization.replacing import put_packed
 from trivium.quantization.schemes import Kind, Layout, Scheme, layout
 
 # What is added to the diagonal of H, as a share of its mean (section 3.3, step 3).
-DAMPING = 0.01
-# Columns whose updates are made at once (section 3.3, step 2); a multiple of every group size.
+DAMPING = 0.1
+# Columns whose updates are made at once (section 3.3, step 2).
 COLUMNS_PER_BLOCK = 128
 # The least and the largest code, as distances from the offset in scales.
 CODES: dict[Kind, tuple[int, int]] = {
@@ -73,10 +77,16 @@ def solve(weight: Tensor, gram: Tensor, how: Layout) -> Packed:
 
     Computed in the type of `gram`, its factors in fp64.
     """
-    original = weight.to(gram.dtype)
-    nearest = _nearest(original, how)
-    found = _by_columns(original, inverse_factor(gram).to(gram.dtype), how)
-    return _better_rows(original, gram, found, nearest, how.kind)
+    weight = weight.to(gram.dtype)
+    scales, offsets = choose_scales(weight, how.kind, how.group_size)
+    nearest = _Codes(encode(weight, how.kind, scales, offsets), scales, offsets)
+    if how.group_size:
+        ranges = narrowed(weight.float(), gram.float(), how)
+        scales, offsets = choose_scales(ranges, how.kind, how.group_size)
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    factor = inverse_factor(gram[order][:, order]).to(gram.dtype)
+    found = _Codes(_by_columns(weight, order, factor, scales, offsets, how.kind), scales, offsets)
+    return _better_rows(weight, gram, found, nearest, how.kind)
 
 
 def inverse_factor(gram: Tensor) -> Tensor:
@@ -108,46 +118,32 @@ class _Codes:
         return Packed(kind, join(self.codes, kind), self.scales, self.offsets)
 
 
-def _nearest(weight: Tensor, how: Layout) -> _Codes:
-    scales, offsets = choose_scales(weight, how.kind, how.group_size)
-    return _Codes(encode(weight, how.kind, scales, offsets), scales, offsets)
-
-
-def _by_columns(weight: Tensor, factor: Tensor, how: Layout) -> _Codes:
-    """Algorithm 1: `weight` rounded column by column with the help of U, `factor`."""
-    weight = weight.clone()
-    inputs = weight.shape[1]
-    group = how.group_size or inputs
-    distances = torch.empty_like(weight)
-    scales: list[Tensor] = []
-    offsets: list[Tensor] = []
-    if not how.group_size:
-        row_scales, _ = choose_scales(weight, how.kind, how.group_size)
-        scales.append(row_scales)
+def _by_columns(
+    weight: Tensor, order: Tensor, factor: Tensor, scales: Tensor, offsets: Tensor | None, kind: Kind
+) -> Tensor:
+    """Algorithm 1: the codes (O, I) of `weight`, its columns taken in `order`; `factor` is U in that order."""
+    outputs, inputs = weight.shape
+    left = weight[:, order]
+    codes = torch.empty(outputs, inputs, dtype=torch.int8 if kind.startswith("int8") else torch.uint8)
+    codes = codes.to(weight.device)
+    steps = scales.to(weight.dtype).view(outputs, -1)
+    bases = torch.zeros_like(steps) if offsets is None else offsets.to(weight.dtype)
+    size = inputs // steps.shape[1]
+    low, high = CODES[kind]
+    zero = 8 if kind == "int4" else 0
     for start in range(0, inputs, COLUMNS_PER_BLOCK):
         stop = min(start + COLUMNS_PER_BLOCK, inputs)
-        errors = torch.empty_like(weight[:, start:stop])
-        for column in range(start, stop):
-            if how.group_size and column % group == 0:
-                group_scales, group_offsets = choose_scales(weight[:, column : column + group], how.kind, group)
-                scales.append(group_scales)
-                offsets += [] if group_offsets is None else [group_offsets]
-            offset = offsets[-1].flatten().to(weight.dtype) if offsets else 0.0
-            scale = scales[-1].flatten().to(weight.dtype)
-            low, high = CODES[how.kind]
-            ratio = (weight[:, column] - offset) / torch.where(scale == 0, 1.0, scale)
+        errors = torch.empty_like(left[:, start:stop])
+        for place, column in enumerate(order[start:stop].tolist(), start):
+            step, base = steps[:, column // size], bases[:, column // size]
+            ratio = (left[:, place] - base) / torch.where(step == 0, 1.0, step)
             distance = ratio.round_().clamp_(low, high)
-            distances[:, column] = distance
-            error = (weight[:, column] - (distance * scale + offset)) / factor[column, column]
-            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
-    codes = (
-        distances.to(torch.int8) if how.kind.startswith("int8") else (distances - CODES[how.kind][0]).to(torch.uint8)
-    )
-    return _Codes(
-        codes, torch.cat(scales, 1) if how.group_size else scales[0], torch.cat(offsets, 1) if offsets else None
-    )
+            codes[:, column] = (distance + zero).to(codes.dtype)
+            error = (left[:, place] - (distance * step + base)) / factor[place, place]
+            left[:, place:stop].addr_(error, factor[place, place:stop], alpha=-1)
+            errors[:, place - start] = error
+        left[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+    return codes
 
 
 def _better_rows(weight: Tensor, gram: Tensor, found: _Codes, nearest: _Codes, kind: Kind) -> Packed:

@@ -36,7 +36,7 @@ LARGEST: dict[str, float] = {"int8": 1e38, "int8_dynamic": 1e38, "nf4": 1e38, "f
 LARGEST |= {"int4": 7.5 * LARGEST_HALF, "int4_asymmetric": LARGEST_HALF}
 SMALLEST = 2.0**-149
 """Above 0 in fp32."""
-AT_A_TIME = 1 << 22
+AT_A_TIME = 1 << 18
 """Numbers of a matrix worked on at a time: beside codes and matrix only so many are in memory."""
 
 
@@ -115,7 +115,7 @@ def decode(packed: Packed) -> Tensor:
         return codes.float() * scales[:, None]
     grouped = codes.view(*scales.shape, packed.group_size)
     if packed.kind == "nf4":
-        values = nf4.level_table(codes.device)[grouped.int()]
+        values = nf4.level_table(codes.device).take(grouped.long())
     else:
         values = grouped.float() - (8 if packed.kind == "int4" else 0)
     values *= scales.float()[..., None]

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trivium import kernels
-from trivium.quantization.packing import AT_A_TIME, Packed, decode, full_scales
+from trivium.quantization.packing import Packed, decode, full_scales
 
+UNPACKED_AT_A_TIME = 1 << 20
+"""Numbers of a matrix unpacked at a time: a few MB, which stay in the processor's cache."""
 KERNEL_KINDS = ("int8", "int4", "int4_asymmetric")
 FEW_ROWS = 16
 """Up to so many rows the kernels are tried; without them torch's own product of bf16 rows with int8."""
@@ -33,7 +35,7 @@ def product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None = None) -> Tenso
         if matrix.kind == "int8" and x_MI.dtype == torch.bfloat16:
             return _finished(torch._weight_int8pack_mm(x_MI, matrix.packed, _ones(matrix)), matrix.scales, bias_O)
     outputs, inputs = matrix.shape
-    step = max(1, AT_A_TIME // inputs)
+    step = max(1, UNPACKED_AT_A_TIME // inputs)
     if outputs <= step:
         return _unpacked_product(x_MI, matrix, bias_O)
     y_MO = x_MI.new_empty(len(x_MI), outputs)
@@ -48,7 +50,7 @@ def product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None = None) -> Tenso
 def transposed_product(g_MO: Tensor, matrix: Packed) -> Tensor:
     """g @ W, (M, O) -> (M, I), in the type of g: how a gradient reaches the input."""
     outputs, inputs = matrix.shape
-    step = max(1, AT_A_TIME // inputs)
+    step = max(1, UNPACKED_AT_A_TIME // inputs)
     expanded = matrix.rows(slice(None))
     result: Tensor | None = None
     for start in range(0, outputs, step):

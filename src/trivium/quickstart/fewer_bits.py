@@ -15,7 +15,6 @@ from typing import Any
 
 from trivium.checkpoints.bundle import load, quantize
 from trivium.data.prepare import held_out_texts
-from trivium.files import write_atomically
 from trivium.pretraining.run import SUMMARY, write_summary
 from trivium.quickstart.state import Quickstart
 from trivium.report.compression import compression_report, compression_table
@@ -25,15 +24,16 @@ FORMAT = "int8"
 COST = "quantization.json"
 # So much is measured: enough for an interval, and a few seconds for models of these sizes.
 WINDOWS, PROMPTS = 32, 4
+# A shorter context has no room for a prompt and what is written after it.
+LEAST_CONTEXT = 64
 DOCUMENTS = 40
 
 
 def pack(state: Quickstart) -> None:
-    """Write the model in 8 bits, unless it is there, and say what it costs."""
+    """Write the model in 8 bits with what it costs, unless it is there, and say that."""
     folder = state.out / FORMAT
     if not (folder / COST).is_file():
-        found = measured(Path(state.summary["model"]), folder, state)
-        write_atomically(folder / COST, json.dumps(found, indent=2) + "\n")
+        measure_and_save(Path(state.summary["model"]), folder, state)
     cost = json.loads((folder / COST).read_text())
     state.summary["compression"] = cost
     run = Path(state.summary["run"])
@@ -45,17 +45,17 @@ def pack(state: Quickstart) -> None:
         state.next.append(f"trivium generate {shlex.quote(str(folder))} --prompt 'def main():' --max-new-tokens 80")
 
 
-def measured(model: Path, folder: Path, state: Quickstart) -> dict[str, Any]:
-    """Pack the model in `model` into `folder` and compare the two; the report and its table."""
+def measure_and_save(model: Path, folder: Path, state: Quickstart) -> None:
+    """Pack the model in `model`, compare the two, and write `folder` as a whole, figures included."""
     state.progress.note(f"packing the model in 8 bits and measuring what that costs: {folder}")
     original = load(model)
     packed = quantize(original, FORMAT)
-    packed.save(folder)
     text = list(islice(held_out_texts(state.data), DOCUMENTS))
-    report = compression_report(
-        original, packed, text, windows=WINDOWS, window_tokens=state.data.sequence_length, prompts=PROMPTS
-    )
-    return {**report, "table": compression_table(report)}
+    length = state.data.sequence_length
+    prompts = PROMPTS if length >= LEAST_CONTEXT else 0
+    report = compression_report(original, packed, text, windows=WINDOWS, window_tokens=length, prompts=prompts)
+    cost = {**report, "table": compression_table(report)}
+    packed.save(folder, extra_files={COST: json.dumps(cost, indent=2) + "\n"})
 
 
 def rows(cost: dict[str, Any], summary: dict[str, Any]) -> dict[str, str]:

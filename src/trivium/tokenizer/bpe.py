@@ -32,7 +32,7 @@ from trivium.errors import UserError
 from trivium.progress import SILENT, Progress
 from trivium.tokenizer import directory
 from trivium.tokenizer.bounded import damage_named
-from trivium.tokenizer.byte_tokens import CHARACTER_OF_BYTE, INVALID_UTF8, bytes_of_ids, is_byte_level
+from trivium.tokenizer.byte_tokens import CHARACTER_OF_BYTE, INVALID_UTF8, BytesOfIds, bytes_of_ids, is_byte_level
 from trivium.tokenizer.chat import ChatTemplate
 from trivium.tokenizer.encoding import TextEncoder
 from trivium.tokenizer.kinds import KINDS, Kind
@@ -354,12 +354,12 @@ class Tokenizer:
     def _bytes(self) -> dict[int, bytes]:
         if not self.is_byte_level:
             raise UserError("this tokenizer is not byte-level, so its ids have no bytes: use encode and decode")
-        return bytes_of_ids(self._core)
+        return BytesOfIds(self._core)
 
     @cached_property
     def _edges(self) -> dict[int, Edges]:
         if self.is_byte_level:
-            return {token_id: edges_of(data) for token_id, data in self._bytes.items()}
+            return {token_id: edges_of(data) for token_id, data in bytes_of_ids(self._core).items()}
         return edges_by_id(self._core)
 
     @cached_property

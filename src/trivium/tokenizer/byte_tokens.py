@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Core
-from tokenizers import models
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -37,8 +38,24 @@ def is_byte_level(core: Core) -> bool:
 def bytes_of_ids(core: Core) -> dict[int, bytes]:
     """Id -> the bytes it stands for; tokens that were added whole (special tokens) stand for their own text."""
     table = {token_id: _bytes_of_token(token) for token, token_id in core.get_vocab(with_added_tokens=False).items()}
-    added = core.get_added_tokens_decoder()
-    return table | {token_id: token.content.encode() for token_id, token in added.items()}
+    return table | {token_id: token.content.encode() for token_id, token in _added(core)}
+
+
+class BytesOfIds(dict[int, bytes]):
+    """The same, each looked up when it is first asked for: a text needs few of the ids, and its first token none else.
+
+    The id must be in the vocabulary.
+    """
+
+    def __init__(self, core: Core) -> None:
+        """All that is known beforehand are the added tokens."""
+        super().__init__((token_id, token.content.encode()) for token_id, token in _added(core))
+        self._core = core
+
+    def __missing__(self, token_id: int) -> bytes:
+        found = _bytes_of_token(str(self._core.id_to_token(token_id)))
+        self[token_id] = found
+        return found
 
 
 class _Latin1(dict[int, int | str]):
@@ -49,6 +66,10 @@ class _Latin1(dict[int, int | str]):
 
 
 _AS_LATIN1 = _Latin1((ord(character), byte) for character, byte in BYTE_OF_CHARACTER.items())
+
+
+def _added(core: Core) -> Iterable[tuple[int, AddedToken]]:
+    return core.get_added_tokens_decoder().items()
 
 
 def _bytes_of_token(token: str) -> bytes:

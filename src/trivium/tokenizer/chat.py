@@ -33,7 +33,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from trivium.errors import UserError
 from trivium.tokenizer.messages import Message, learned_messages, plain_messages, plain_tools
-from trivium.tokenizer.sandbox import LONGEST_SOURCE, TemplateEnvironment, run_metered
 
 CHATML = """\
 {%- for message in messages -%}
@@ -89,6 +88,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: ChatTokenizer) -> None:
         """Compile `source` (Jinja). Raises UserError when it is too long or not a template."""
+        from trivium.tokenizer.sandbox import LONGEST_SOURCE, TemplateEnvironment, run_metered  # Jinja comes with it
+
         if len(source) > LONGEST_SOURCE:
             raise UserError(f"the chat template is longer than {LONGEST_SOURCE:,} characters")
         if any(len(token) < 2 for token in tokenizer.special_tokens):
@@ -101,6 +102,7 @@ class ChatTemplate:
             "pad_token": tokenizer.pad_token,
         }
         self._names = {name: token for name, token in names.items() if token is not None}
+        self._run_metered = run_metered
         environment = TemplateEnvironment()
         self._template = run_metered(lambda: environment.from_string(environment.metered(source)), "be compiled")
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
@@ -124,7 +126,7 @@ class ChatTemplate:
         return self._render(plain_messages(messages), add_generation_prompt, plain_tools(tools))
 
     def _render(self, messages: Sequence[Message], prompt: bool, tools: Sequence[Any], place: str = "") -> str:
-        return run_metered(
+        return self._run_metered(
             lambda: self._template.render(
                 messages=messages,
                 tools=tools or None,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer as Core
+from tokenizers import models
 
 from trivium.tokenizer.bounded import library_errors
 
@@ -51,7 +52,7 @@ def plain_core(core: Core) -> Core:
 
 def _finds(core: Core, special: Mapping[str, int]) -> bool:
     """Whether plain text can become a special token: always assumed of Unigram, tried out for the others."""
-    if json.loads(core.model.__getstate__())["type"] == "Unigram":
+    if isinstance(core.model, models.Unigram):
         return bool(special)
     ids = set(special.values())
     tries = [form for token in special for form in (token, f"a{token}a", f"a {token} a")]

@@ -25,7 +25,9 @@ from trivium.runtime import give_back_freed_memory
 # getrusage counts in KiB on Linux and in bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _PAGE_BYTES = resource.getpagesize()
-# By this share of the plan a process must grow before giving back is tried again.
+# By this share a process may exceed its plan, which is how well plans are met: giving back costs time.
+_TOLERANCE = 1 / 20
+# By this share of the plan it must grow before giving back is tried again.
 _GROWTH = 1 / 50
 
 
@@ -73,10 +75,11 @@ class Ceiling:
     """The size a process is to keep to."""
 
     def __init__(self, planned_bytes: int) -> None:
-        self.planned_bytes = planned_bytes
+        self.most_bytes = int((1 + _TOLERANCE) * planned_bytes)
+        """What is not exceeded before anything is given back."""
         self.given_back = 0
         """How often freed memory was given back."""
-        self._limit = planned_bytes
+        self._limit = self.most_bytes
 
     def keep(self) -> None:
         """Give freed memory back, if the process has outgrown the limit."""
@@ -85,7 +88,7 @@ class Ceiling:
         give_back_freed_memory()
         self.given_back += 1
         left = current_bytes(torch.device("cpu"))
-        self._limit = max(self.planned_bytes, left + int(_GROWTH * self.planned_bytes))
+        self._limit = max(self.most_bytes, left + int(_GROWTH * self.most_bytes))
 
     def _after_block(self, block: nn.Module, inputs: object, output: object) -> None:
         """A forward hook, which also looks in when the gradient of the block's output is known."""

@@ -95,7 +95,8 @@ template <class T> INLINE HeadBuffers<T> head_buffers(const Attending& a, int64_
 
 // Store the new keys and values of one head that fall into [begin, end).
 template <class T>
-INLINE void keep_new(const Attending& a, const HeadBuffers<T>& to, const Sequence& s, int64_t head, int64_t begin, int64_t end) {
+INLINE void keep_new(const Attending& a, const HeadBuffers<T>& to, const Sequence& s, int64_t head, int64_t begin,
+                     int64_t end) {
     const Program& p = a.program;
     int64_t N = p.head_width;
     for (int64_t position = begin > s.start ? begin : s.start; position < end; position++) {
@@ -108,19 +109,25 @@ INLINE void keep_new(const Attending& a, const HeadBuffers<T>& to, const Sequenc
     }
 }
 
-// scores[j] of one query over `count` keys, LANES at a time; those of keys that do not exist are 0.
+// scores[j] of one query over `count` keys, LANES at a time; those of keys that do not exist are 0. The query is padded
+// with zeros.
 template <class T> INLINE void score(const float* query, const T* keys, int64_t count, int64_t N, float* scores) {
-    for (int64_t j = 0; j < count; j += LANES) {
+    int64_t whole = N % LANES ? 0 : count / LANES * LANES;
+    for (int64_t j = 0; j < whole; j += LANES) {
         V partial[LANES] = {};
         const T* key = keys + j * N;
         for (int64_t i = 0; i < N; i += LANES) {
-            V q = load(query + i);  // padded with zeros
-            if (count - j >= LANES && N - i >= LANES) {
+            V q = load(query + i);
 #pragma GCC unroll 16
-                for (int l = 0; l < LANES; l++) partial[l] += q * load(key + l * N + i);
-            } else
-                for (int l = 0; l < LANES && l < count - j; l++) partial[l] += q * load_upto(key + l * N + i, N - i);
+            for (int l = 0; l < LANES; l++) partial[l] += q * load(key + l * N + i);
         }
+        store(scores + j, sums(partial));
+    }
+    for (int64_t j = whole; j < count; j += LANES) {
+        V partial[LANES] = {};
+        for (int64_t l = 0; l < LANES && j + l < count; l++)
+            for (int64_t i = 0; i < N; i += LANES)
+                partial[l] += load(query + i) * load_upto(keys + (j + l) * N + i, N - i);
         store(scores + j, sums(partial));
     }
 }
@@ -156,7 +163,8 @@ struct Softmax {
     float largest, sum;
 };
 template <class T>
-INLINE Softmax soften(const Attending& a, const HeadBuffers<T>& kv, float* scores, int64_t head, int64_t position, int64_t begin, int64_t end) {
+INLINE Softmax soften(const Attending& a, const HeadBuffers<T>& kv, float* scores, int64_t head, int64_t position,
+                      int64_t begin, int64_t end) {
     const Program& p = a.program;
     int64_t count = end - begin, seen = position + 1 - begin;  // scores[0 .. seen) are of the past
     int64_t hidden = a.layer.window ? position - a.layer.window + 1 - begin : 0;  // and [0, hidden) too far back
@@ -189,7 +197,9 @@ INLINE Softmax soften(const Attending& a, const HeadBuffers<T>& kv, float* score
 }
 
 // One unit. `scratch`: (queries, padded N) queries, then (queries, CHUNK) scores.
-template <class T> static void attend_chunk(const Attending& a, const Sequence& s, int64_t head, int64_t chunk, float* partial, float* scratch) {
+template <class T>
+static void attend_chunk(const Attending& a, const Sequence& s, int64_t head, int64_t chunk, float* partial,
+                         float* scratch) {
     const Program& p = a.program;
     int64_t N = p.head_width, group = p.heads / p.kv_heads, queries = s.count * group, padded = (N + 15) / 16 * 16;
     int64_t begin = chunk * CHUNK, end = s.start + s.count < begin + CHUNK ? s.start + s.count : begin + CHUNK;
@@ -209,7 +219,8 @@ template <class T> static void attend_chunk(const Attending& a, const Sequence& 
     }
     const T* values = kv.values + begin * N;
     int64_t q = 0;
-    for (; q + 3 <= queries; q += 3) weigh<3>(scores + q * CHUNK, values, end - begin, N, partial + q * (N + 2), N + 2);
+    for (; q + 3 <= queries; q += 3)
+        weigh<3>(scores + q * CHUNK, values, end - begin, N, partial + q * (N + 2), N + 2);
     for (; q < queries; q++) weigh<1>(scores + q * CHUNK, values, end - begin, N, partial + q * (N + 2), N + 2);
 }
 

@@ -58,7 +58,8 @@ template <int R> struct Scales {
     float scale[R][GROUPS], base[R][GROUPS];
 
     template <bool ASYMMETRIC>
-    inline __attribute__((always_inline)) void widen(const Matrix& a, const int64_t* rows, int64_t first, int64_t count) {
+    inline __attribute__((always_inline)) void widen(const Matrix& a, const int64_t* rows, int64_t first,
+                                                     int64_t count) {
         int64_t groups = a.inputs / a.group, end = a.outputs * groups;
         for (int r = 0; r < R; r++)
             for (int64_t g = 0; g < count; g += LANES) {
@@ -72,7 +73,8 @@ template <int R> struct Scales {
 };
 
 // The same for int4 in groups with fp16 scales.
-template <bool ASYMMETRIC, int M> INLINE void add_int4_dots(const Matrix& a, int64_t row, const float* const* x, V* sums) {
+template <bool ASYMMETRIC, int M>
+INLINE void add_int4_dots(const Matrix& a, int64_t row, const float* const* x, V* sums) {
     constexpr int R = LANES / M, PARTS = 32 / LANES;
     int64_t rows[R], groups = a.inputs / a.group;
     for (int r = 0; r < R; r++) rows[r] = row + r < a.outputs ? row + r : a.outputs - 1;
@@ -104,7 +106,8 @@ template <bool ASYMMETRIC, int M> INLINE void add_int4_dots(const Matrix& a, int
             } else {  // the weights do
                 V weights[R][PARTS], vectors[M];
 #pragma GCC unroll 16
-                for (int r = 0; r < R; r++) widen_int4(bytes[r] + i / 2, scales.scale[r][g], scales.base[r][g], weights[r]);
+                for (int r = 0; r < R; r++)
+                    widen_int4(bytes[r] + i / 2, scales.scale[r][g], scales.base[r][g], weights[r]);
 #pragma GCC unroll 16
                 for (int v = 0; v < PARTS; v++) {
 #pragma GCC unroll 16
@@ -144,8 +147,8 @@ static void rows_times(const Matrix& a, const float* const* x, int used, int64_t
         float tile[LANES];
         store(tile, sums(partial));
         if (KIND == INT8)
-            for (int r = 0; r < R; r++)
-                for (int m = 0; m < M; m++) tile[m * R + r] *= ((const float*)a.scales)[row + r < a.outputs ? row + r : 0];
+            for (int r = 0; r < R && row + r < end; r++)
+                for (int m = 0; m < M; m++) tile[m * R + r] *= ((const float*)a.scales)[row + r];
         // The scaled product is rounded before the bias is added, in every instance of this template alike.
         asm volatile("" : "+m"(tile));
         for (int r = 0; r < R && row + r < end; r++) {
@@ -160,7 +163,8 @@ static void rows_times(const Matrix& a, const float* const* x, int used, int64_t
 }
 
 template <int64_t KIND>
-static void kind_times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end, Target to) {
+static void kind_times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end,
+                       Target to) {
     // Tile by tile through all vectors, so that a tile is read from memory once and then from the cache.
     for (int64_t tile = begin; tile < end; tile += LANES) {
         int64_t stop = tile + LANES < end ? tile + LANES : end;
@@ -181,7 +185,8 @@ static void kind_times(const Matrix& a, const float* x, int64_t x_stride, int64_
     }
 }
 
-static void times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end, Target to) {
+static void times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end,
+                  Target to) {
     switch (a.kind) {
     case FP32: return kind_times<FP32>(a, x, x_stride, rows, begin, end, to);
     case BF16: return kind_times<BF16>(a, x, x_stride, rows, begin, end, to);

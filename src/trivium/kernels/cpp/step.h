@@ -1,7 +1,7 @@
 // All layers of a decoder for a few new rows, in one parallel region.
 //
-// Threads meet five times a layer: when queries, keys and values are made, when attention is done, and after each of the
-// output, up and down products. Every thread keeps the residual stream of all rows for itself and repeats the norms,
+// Threads meet five times a layer: when queries, keys and values are made, when attention is done, and after each of
+// the output, up and down products. Every thread keeps the residual stream of all rows for itself and repeats norms,
 // which costs less than to wait for them; products are shared out by rows of the matrices, attention by units.
 
 INLINE int64_t padded(int64_t width) { return (width + 127) / 128 * 128; }  // for the widest group of int4
@@ -60,19 +60,22 @@ static void activate(const Program& p, const float* gate, float* up, int64_t cou
     for (int64_t i = 0; i < count; i += LANES) {
         int64_t left = count - i;
         V u = load_upto(up + i, left);
-        store_upto(up + i, gate ? activated(load_upto(gate + i, left), p.activation) * u : activated(u, p.activation), left);
+        V v = gate ? activated(load_upto(gate + i, left), p.activation) * u : activated(u, p.activation);
+        store_upto(up + i, v, left);
     }
 }
 
-// Columns of up's rows from `mine` on for all vectors, through the activation.
+// The inner width of the MLP: this thread's share of it, through the activation.
 static void up_product(const Program& p, const Layer& l, const float* x, int64_t x_stride, int64_t rows, float* inner,
                        float* gate, int64_t stride, int thread, int threads) {
     Share mine = share_of(l.up.outputs, thread, threads);
     bool gated = l.gate.outputs > 0;
     times(l.up, x, x_stride, rows, mine.begin, mine.end, {inner, stride, false});
     if (gated) times(l.gate, x, x_stride, rows, mine.begin, mine.end, {gate, stride, false});
-    for (int64_t m = 0; m < rows; m++)
-        activate(p, gated ? gate + m * stride + mine.begin : nullptr, inner + m * stride + mine.begin, mine.end - mine.begin);
+    for (int64_t m = 0; m < rows; m++) {
+        int64_t at = m * stride + mine.begin;
+        activate(p, gated ? gate + at : nullptr, inner + at, mine.end - mine.begin);
+    }
 }
 
 template <class T>
@@ -178,7 +181,6 @@ static void head_step(const Step& step, const Places& at, Stream& stream, int th
 static void step(const Step& step, float* scratch, int threads) {
     const Program& p = *step.program;
     Places at = places_of(step, threads);
-    memset(scratch, 0, sizeof(float) * (size_t)at.total);  // also the tails of rows that int4 pads
     float* next = scratch;
     auto take = [&](int64_t floats) {
         float* taken = next;
@@ -187,12 +189,16 @@ static void step(const Step& step, float* scratch, int threads) {
     };
     int64_t rows = step.rows;
     Buffers b = {take(rows * at.projected), take(rows * at.heads), take(rows * at.inner), take(rows * at.inner),
-                 take(rows * at.width), take(at.partial), nullptr};
+                 take(rows * at.width), nullptr, nullptr};
     b.counters = (int32_t*)take(at.counters);
+    float* privates = take(threads * at.private_floats);
+    // Counters begin at 0, and so do the tails of rows that int4 pads.
+    memset(scratch, 0, sizeof(float) * (size_t)(next - scratch));
+    b.partial = take(at.partial);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         int thread = omp_get_thread_num(), all_threads = omp_get_num_threads();
-        float* mine = next + thread * at.private_floats;
+        float* mine = privates + thread * at.private_floats;
         Stream stream = {mine, mine + rows * at.width, rows, p.width, at.width};
         for (int64_t m = 0; m < rows; m++)
             memcpy(stream.x + m * at.width, step.embedded + m * p.width, sizeof(float) * (size_t)p.width);

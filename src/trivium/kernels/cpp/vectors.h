@@ -67,7 +67,9 @@ template <class T> INLINE V load_part(const T* p, int64_t count) {
     memcpy(padded, p, (size_t)count * sizeof(T));
     return load(padded);
 }
-template <class T> INLINE V load_upto(const T* p, int64_t count) { return count >= LANES ? load(p) : load_part(p, count); }
+template <class T> INLINE V load_upto(const T* p, int64_t count) {
+    return count >= LANES ? load(p) : load_part(p, count);
+}
 INLINE V first_of(V v, int64_t count) {
     for (int64_t l = count; l < LANES; l++) v[l] = 0;
     return v;
