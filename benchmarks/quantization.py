@@ -1,9 +1,13 @@
 """What each format costs one model: size, loading, perplexity with its interval, KL, agreement, greedy text, speed.
 
 Every format is made from the same weights and measured beside the original on the same text, which calibrated methods
-have not seen. Loading (and reading a few tokens) is measured in a process of its own. The text is WikiText-2 and the
-calibration text C4 where the folder of real data sets lies beside the repository, else different parts of Python's
-standard library.
+have not seen. Loading (and reading a few tokens) is measured in processes of their own, the median of three. The text
+is WikiText-2 and the calibration text C4 where the folder of real data sets lies beside the repository, else different
+parts of Python's standard library.
+
+Quality needs time and no quiet machine, speed the reverse: `--only quality` leaves loading and speed out, and
+`--only speed --json FILE` measures these two of the formats in FILE and leaves its other figures. It rounds all
+of them to nearest, since how fast codes are read does not depend on how they were found.
 
 The weights that ship as `smollm2-135m-instruct` are 4-bit themselves (Q4_1: 16 levels in every group of 32). Rounding
 them to int4_asymmetric in groups of 32 finds that very grid again and costs next to nothing, which says nothing about
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +40,8 @@ FORMATS = (
     "bf16,int8,int8_dynamic,int4_asymmetric,int4,nf4,"
     "int4:128,int4:128:gptq,int4:128:awq,int4_asymmetric:128,int4_asymmetric:128:gptq,int4_asymmetric:128:awq"
 )
+ORIGINAL = "fp32 (original)"
+LOADS = 3
 DATA = ROOT.parent / "shared" / "data"
 COLUMNS = (
     "format", "MB", "load, s", "peak, MB", "perplexity", "change", "95 %", "KL", "same token", "greedy equal",
@@ -46,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write JSON and a plot where asked, and print the table."""
     options = _options(arguments)
     if options.load:
-        print(json.dumps(_loaded(options.load)))
+        print(json.dumps(_loaded(options.load, options.threads)))
         return
     from trivium.checkpoints.bundle import load
     from trivium.checkpoints.calibration_text import calibration_batches
@@ -54,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from trivium.runtime import choose_runtime, prepare_process
 
     prepare_process(choose_runtime("cpu", threads=options.threads))
+    if options.only == "speed":
+        print(table(_with_speed(options)["results"]))
+        return
     original = load(options.model)
     text, name = _text(options.text)
     calibration, calibration_name = _calibration(options.calibration)
@@ -66,9 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "circumstances": circumstances(("torch",)),
         "results": [],
     }
+    known: dict[str, Any] = {}
     for wanted in ("", *options.formats.split(",")):
         say(f"{wanted or 'the original'} ...")
-        found["results"].append(_measured(original, wanted, text, batches, options))
+        found["results"].append(_measured(original, wanted, text, batches, known, options))
         if options.json:  # after each, as all of them take long
             Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
     if options.plot:
@@ -88,57 +99,107 @@ def _row(result: dict[str, Any]) -> list[str]:
     low, high = quality["perplexity_interval"] or (0.0, 0.0)
     return [
         result["format"],
-        f"{result['file_bytes'] / 1e6:.0f}",
-        f"{result['load_seconds']:.2f}",
-        f"{result['load_peak_bytes'] / 1e6:.0f}",
+        f"{report['bytes']['quantized'] / 1e6:.0f}",
+        f"{result['load_seconds']:.2f}" if speed else "",
+        f"{result['load_peak_bytes'] / 1e6:.0f}" if speed else "",
         f"{quality['perplexity']['quantized']:.3f}",
         f"{quality['perplexity_change']:+.2%}",
         f"{low:+.2%} to {high:+.2%}",
         f"{quality['kl']:.2g}",
         f"{quality['agreement']:.1%}",
         f"{greedy['equal']:.0%}",
-        f"{speed['writing']['quantized']:.0f}",
-        f"{speed['reading']['quantized']:.0f}",
+        f"{speed['writing']['quantized']:.0f}" if speed else "",
+        f"{speed['reading']['quantized']:.0f}" if speed else "",
     ]
 
 
 def _measured(
-    original: Bundle, wanted: str, text: str, batches: Sequence[Batch], options: argparse.Namespace
+    original: Bundle,
+    wanted: str,
+    text: str,
+    batches: Sequence[Batch],
+    known: dict[str, Any],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """One row: a format, or (empty) the original against itself."""
-    from trivium.quantization.quantize import quantize_model
-    from trivium.quantization.schemes import scheme_for
     from trivium.report.compression import compression_report
 
-    made, started = original, time.perf_counter()
-    if wanted:
-        format, _, rest = wanted.partition(":")
-        group, _, method = rest.partition(":")
-        changes: dict[str, Any] = {"method": method or "nearest", **({"group_size": int(group)} if group else {})}
-        scheme = scheme_for(format, **changes)
-        model = quantize_model(deepcopy(original.model), scheme, calibration=batches)
-        made = replace(original, model=model)
+    started = time.perf_counter()
+    made = _made(original, wanted, batches)
     seconds = time.perf_counter() - started
+    timed = options.only != "quality"
     report = compression_report(
-        original, made, text, windows=options.windows, window_tokens=options.window_tokens, prompts=options.prompts
+        original,
+        made,
+        text,
+        windows=options.windows,
+        window_tokens=options.window_tokens,
+        prompts=options.prompts,
+        timed=timed,
+        known=known,
     )
+    loading = _loading(made, options) if timed else {}
+    return {"format": wanted or ORIGINAL, "quantizing_seconds": seconds, **loading, "report": report}
+
+
+def _made(original: Bundle, wanted: str, batches: Sequence[Batch] | None = None) -> Bundle:
+    """The model in a format; without calibration text each rounded to nearest."""
+    from trivium.quantization.quantize import quantize_model
+    from trivium.quantization.schemes import scheme_for
+
+    if not wanted:
+        return original
+    format, _, rest = wanted.partition(":")
+    group, _, method = rest.partition(":")
+    changes: dict[str, Any] = {"group_size": int(group)} if group else {}
+    scheme = scheme_for(format, method=method if batches and method else "nearest", **changes)
+    return replace(original, model=quantize_model(deepcopy(original.model), scheme, calibration=batches))
+
+
+def _with_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures in the JSON file, loading and speed measured anew."""
+    from trivium.checkpoints.bundle import load
+    from trivium.report.compression import scored_rows, speeds
+
+    file = Path(options.json)
+    found: dict[str, Any] = json.loads(file.read_text())
+    before = found["arguments"]
+    original = load(found["model"])
+    text, _ = _text(before["text"])
+    (rows, *_) = scored_rows(original, text, before["windows"], before["window_tokens"])
+    taken: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for result in found["results"]:
+        wanted = "" if result["format"] == ORIGINAL else result["format"]
+        layout = ":".join(wanted.split(":")[:2])
+        if layout not in taken:
+            say(f"{result['format']} ...")
+            made = _made(original, wanted)
+            taken[layout] = _loading(made, options), speeds(original, made, rows, writes=True)
+        loading, speed = taken[layout]
+        result |= loading
+        result["report"]["speed"] = speed
+    found["speed_circumstances"] = circumstances(("torch",))
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _loading(made: Bundle, options: argparse.Namespace) -> dict[str, float]:
+    """Size of the files, and how long they take to load and how much memory that needs."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         made.save(directory)
-        command = [sys.executable, __file__, "--load", str(directory)]
-        loaded = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    return {
-        "format": wanted or "fp32 (original)",
-        "quantizing_seconds": seconds,
-        "file_bytes": size,
-        "load_seconds": loaded["seconds"],
-        "load_peak_bytes": loaded["peak_bytes"],
-        "report": report,
-    }
+        command = [sys.executable, __file__, "--load", str(directory), "--threads", str(options.threads)]
+        loads = [
+            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(LOADS)
+        ]
+        return {
+            "file_bytes": sum(file.stat().st_size for file in directory.glob("*.safetensors")),
+            "load_seconds": statistics.median(load["seconds"] for load in loads),
+            "load_peak_bytes": statistics.median(load["peak_bytes"] for load in loads),
+        }
 
 
-def _loaded(directory: str) -> dict[str, float]:
+def _loaded(directory: str, threads: int) -> dict[str, float]:
     """In a process of its own: how long loading takes after imports, and the most memory held until a text was read.
 
     Reading is part of it because weights that lie in a file as they are used come into memory only then.
@@ -148,7 +209,7 @@ def _loaded(directory: str) -> dict[str, float]:
     from trivium.checkpoints.bundle import load
     from trivium.runtime import choose_runtime, prepare_process
 
-    prepare_process(choose_runtime("cpu"))
+    prepare_process(choose_runtime("cpu", threads=threads))
     started = time.perf_counter()
     bundle = load(directory)
     seconds = time.perf_counter() - started
@@ -191,8 +252,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", default="", help="where to write all figures")
     parser.add_argument("--plot", default="", help="where to write the plot (PNG)")
+    parser.add_argument("--only", choices=("quality", "speed"), help="one half; speed is added to the --json of a run")
     parser.add_argument("--load", default="", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.only == "speed" and not Path(options.json).is_file():
+        parser.error("--only speed needs --json with the file of a run")
+    return options
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Case:
     length: int
     """Positions in a row; of an encoder-decoder those of the target."""
     source_length: int = 0
-    steps: int = 3
+    steps: int = 2
     new_tokens: int = 32
     threads: int = 0
     holds: bool = True
@@ -115,8 +115,8 @@ def plan_of(case: Case) -> MemoryPlan:
     )
 
 
-def execute(case: Case, planned_bytes: int) -> None:
-    """Do it."""
+def execute(case: Case, planned_bytes: int) -> int:
+    """Do it; how often freed memory was given back to keep to the plan."""
     import torch
 
     from trivium.models.build import build_model, initialise
@@ -129,8 +129,7 @@ def execute(case: Case, planned_bytes: int) -> None:
     if case.stage in ("pretrain", "checkpointing"):
         model = build_model(config)
         initialise(model, config, seed=0)
-        _train(case, model, runtime, planned_bytes)
-        return
+        return _train(case, model, runtime, planned_bytes)
     dtype = torch.float32 if case.precision == "fp32" else torch.bfloat16
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # as loading does: weights are never held twice
@@ -142,6 +141,7 @@ def execute(case: Case, planned_bytes: int) -> None:
         _evaluate(case, model)
     else:
         _generate(case, model)
+    return 0
 
 
 def _batch(case: Case) -> Any:
@@ -158,9 +158,10 @@ def _batch(case: Case) -> Any:
     return Batch(ids, targets, source_ids=source)
 
 
-def _train(case: Case, model: Any, runtime: Any, planned_bytes: int) -> None:
-    """A few steps of the loop, of two micro-batches each."""
+def _train(case: Case, model: Any, runtime: Any, planned_bytes: int) -> int:
+    """A few steps of the loop, of two micro-batches each; how often memory was given back."""
     from trivium.pretraining.objective import TokenObjective
+    from trivium.training import memory
     from trivium.training.loop import train
     from trivium.training.settings import TrainingSettings
 
@@ -179,8 +180,16 @@ def _train(case: Case, model: Any, runtime: Any, planned_bytes: int) -> None:
         gradient_checkpointing=case.stage == "checkpointing",
         log_every_steps=1000,
     )
-    planned = planned_bytes if case.holds else None
+    planned, returns, give_back = planned_bytes if case.holds else None, 0, memory.give_back_freed_memory
+
+    def counted() -> bool:
+        nonlocal returns
+        returns += 1
+        return give_back()
+
+    memory.give_back_freed_memory = counted
     train(model, TokenObjective(), Source(), settings, runtime, planned_peak_bytes=planned)
+    return returns
 
 
 def _evaluate(case: Case, model: Any) -> None:
@@ -193,16 +202,16 @@ def _evaluate(case: Case, model: Any) -> None:
     from trivium.training.evaluate import evaluate_loss
 
     if model.config.kind == "decoder":
-        documents = torch.randint(1, case.vocab_size, (3 * case.rows, case.length)).tolist()
+        documents = torch.randint(1, case.vocab_size, (2 * case.rows, case.length)).tolist()
         tokens = case.rows * case.length
         documents_logprobs(model, documents, prefix_id=0, max_length=case.length, tokens_per_batch=tokens)
     elif model.config.kind == "encoder-decoder":
-        sources = torch.randint(1, 250, (3 * case.rows, case.source_length)).tolist()
+        sources = torch.randint(1, 250, (2 * case.rows, case.source_length)).tolist()
         targets = ["q" * (case.length - 1)] * len(sources)  # each letter is a token, and the end is one
         tokens = case.rows * (case.source_length + case.length + 1)
         score_pairs(model, _tokenizer(model), sources, targets, tokens_per_batch=tokens)
     else:
-        evaluate_loss(model, TokenObjective(), [_batch(case) for _ in range(3)], Runtime())
+        evaluate_loss(model, TokenObjective(), [_batch(case) for _ in range(2)], Runtime())
 
 
 def _generate(case: Case, model: Any) -> None:
@@ -234,10 +243,16 @@ def _tokenizer(model: Any) -> Any:
 def main(case: Case) -> dict[str, Any]:
     """Plan, then do; the outcome."""
     plan = plan_of(case)
-    execute(case, plan.peak_bytes)
+    given_back = execute(case, plan.peak_bytes)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
-            return {"case": asdict(case), "plan": plan.to_dict(), "measured_bytes": int(line.split()[1]) * 1024}
+            measured = int(line.split()[1]) * 1024
+            return {
+                "case": asdict(case),
+                "plan": plan.to_dict(),
+                "measured_bytes": measured,
+                "given_back": given_back,
+            }
     raise RuntimeError("this system does not tell a process's peak memory")
 
 

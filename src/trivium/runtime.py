@@ -122,11 +122,11 @@ def keep_freed_memory() -> bool:
     return raised and mallopt(_TRIM_THRESHOLD, _TRIM_BYTES) == 1
 
 
-def give_back_freed_memory() -> bool:
+def give_back_freed_memory(everything: bool = False) -> bool:
     """Give the system what lies freed between blocks in use; True when there was some (glibc only).
 
-    What lies freed behind all of them stays: the next pass needs it at once. The pages given back are mapped anew, and
-    zeroed, when they are needed again.
+    What lies freed behind all of them stays, unless `everything` is to go: the next pass needs it at once. The pages
+    given back are mapped anew, and zeroed, when they are needed again.
     """
     import ctypes
 
@@ -135,7 +135,7 @@ def give_back_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     trim.argtypes = [ctypes.c_size_t]
-    return bool(trim(_TRIM_BYTES) == 1)
+    return bool(trim(0 if everything else _TRIM_BYTES) == 1)
 
 
 def use_onednn_for_fp32() -> bool:

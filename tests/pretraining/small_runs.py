@@ -28,6 +28,16 @@ from trivium.cli import main
 sys.exit(main())
 """
 
+# The arguments: how many bytes of addresses more than torch takes, and the words of a command.
+WITH_SMALL_MEMORY = """
+import resource, sys, torch
+facts = dict(line.split(":", 1) for line in open("/proc/self/status"))
+taken = int(facts["VmSize"].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (taken + int(sys.argv[1]), resource.RLIM_INFINITY))
+from trivium.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 def finished(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with what it said."""

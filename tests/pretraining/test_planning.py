@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 
 from planner.test_history import Notes
+from pretraining.small_runs import WITH_SMALL_MEMORY, finished
 from pretraining.test_run import recipe_for
 from trivium.cli import main
-from trivium.config import build_settings
+from trivium.config import build_settings, dump_recipe
 from trivium.data.examples import ExampleRows, longest_text
 from trivium.data.marks import marks_of
 from trivium.data.tasks import build_task
 from trivium.errors import UserError
+from trivium.files import write_atomically
 from trivium.planner import statement
 from trivium.planner.history import history_report
 from trivium.pretraining.planning import planned_memory, target_length
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain
+from trivium.progress import short_bytes
 from trivium.tokenizer.bpe import Tokenizer
 
 # 70e9 parameters: no machine that runs tests trains them.
@@ -54,33 +58,52 @@ def test_what_cannot_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> No
     assert history_report()["runs"] == []
 
 
-def test_the_command_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "recipe.yaml").write_text(json.dumps(large(tmp_path).model_dump(mode="json", exclude_none=True)))
-    assert main(["pretrain", str(tmp_path / "recipe.yaml")]) == 2
+@pytest.mark.parametrize("verb", ["pretrain", "resume"])
+def test_no_text_is_read_before_the_plan_fits(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    recipe = run / "recipe.yaml" if verb == "resume" else tmp_path / "recipe.yaml"
+    values = large(tmp_path, tokenizer={"path": str(tmp_path / "no-tokenizer")}).model_dump(mode="json")
+    values["data"] |= {"train": [str(tmp_path / "no-text.txt")]}
+    write_atomically(recipe, json.dumps(values))
+    before = sorted(tmp_path.rglob("*"))
+    command = [verb, str(run if verb == "resume" else recipe)]
+    assert main(command) == 2
     said = capsys.readouterr()
-    assert said.out == "" and "nothing was begun" in said.err and not (tmp_path / "run").exists()
+    assert said.out == "" and "nothing was begun" in said.err and sorted(tmp_path.rglob("*")) == before
+    # The control: told to go on, it comes to what is not there.
+    assert main([*command, "--ignore-plan"]) == 2
+    said = capsys.readouterr()
+    assert "no-tokenizer" in said.err and "nothing was begun" not in said.err
 
 
-@pytest.mark.parametrize("told_by", ["recipe", "argument"])
-def test_unless_told_otherwise_it_runs_and_the_pair_is_kept(
-    told_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_for(tmp_path, "run", steps=2)
+def test_a_process_that_may_not_take_so_much_is_told(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, "run", steps=1)
+    write_atomically(tmp_path / "recipe.yaml", dump_recipe(recipe))
+
+    def process(room: int) -> str:
+        words = ["pretrain", str(tmp_path / "recipe.yaml"), f"data.train={tmp_path / 'no-text.txt'}"]
+        done = finished([sys.executable, "-c", WITH_SMALL_MEMORY, str(room), *words])
+        assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "run").exists()
+        return done.stderr
+
+    assert "nothing was begun" in process(50_000_000)
+    assert "no-text.txt" in process(2_000_000_000)  # the control: with more room it begins
+
+
+def test_unless_told_otherwise_it_runs_and_the_pair_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, notes = recipe_for(tmp_path, "run", steps=2), Notes()
     monkeypatch.setattr(statement, "available_bytes", lambda device="cpu": 1 << 20)
     with pytest.raises(UserError, match="nothing was begun"):
         pretrain(recipe)
-    if told_by == "recipe":
-        summary = pretrain(recipe.model_copy(update={"ignore_plan": True}))
-    else:
-        summary = pretrain(recipe, ignore_plan=True)
+    summary = pretrain(recipe, notes, ignore_plan=True)
+    assert notes.lines[0].startswith("planned memory: ") and "going on, as told by" in notes.lines[1]
     (run,) = history_report()["runs"]
     assert (run["planned_bytes"], run["peak_bytes"]) == (summary["planned_peak_bytes"], summary["peak_bytes"])
+    assert short_bytes(run["planned_bytes"]) in notes.lines[0]  # the plan that was stated
     assert (run["stage"], run["rows"], run["length"], run["kind"]) == ("pretrain", 2, 64, "decoder")
-    # The same run, not another recipe; measured once, it is not counted again.
-    monkeypatch.undo()
-    monkeypatch.setenv("TRIVIUM_HOME", str(tmp_path / "home"))
-    assert pretrain(recipe)["steps"] == 2
-    assert len(history_report()["runs"]) == 1
+    # Told by the recipe it is no other run; measured once, it is not counted again.
+    again = pretrain(recipe.model_copy(update={"ignore_plan": True}))
+    assert again["peak_bytes"] == summary["peak_bytes"] and len(history_report()["runs"]) == 1
 
 
 def test_the_parts_of_an_objective_count(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_what_a_run_does_is_said_in_words(folder: Path) -> None:
     for work in ("writing held-out targets (greedy)", "writing held-out targets (beam search)", "writing samples"):
         assert f"{work} ..." in lines, said.getvalue()
     assert any(line.startswith("writing held-out targets (greedy): 1 text, ") for line in lines)
-    assert any(re.search(r"planned memory \d\S* [kMG]B$", line) for line in lines)
+    assert re.match(r"planned memory: \d\S* [kMG]B \(.*\); \d\S* [kMG]B available$", lines[0])
     assert any(re.match(r"step 1/1: .* tokens/s, .*\d [kMG]B$", line) for line in lines)
     assert not re.search(r"\d[kMG]B|[KMG]iB|generate", said.getvalue())
     assert re.search(r"\npeak +\d\S* [kMG]B\nplanned peak +\d\S* [kMG]B\n", run_table(summary))

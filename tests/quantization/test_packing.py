@@ -12,8 +12,19 @@ from hypothesis import strategies as st
 from quantization.blocks import FLOATS, LAYOUTS, check, hard_blocks, largest_of, worst
 from trivium.errors import UserError
 from trivium.quantization import packing
-from trivium.quantization.packing import Packed, choose_scales, encode, join, pack, separate, unpack
-from trivium.quantization.schemes import Layout, packed_bytes, scheme_for
+from trivium.quantization.packing import (
+    LARGEST,
+    Packed,
+    choose_scales,
+    encode,
+    join,
+    pack,
+    refuse_unfit,
+    separate,
+    unpack,
+)
+from trivium.quantization.quantize import DENSE_DTYPES
+from trivium.quantization.schemes import Kind, Layout, packed_bytes, scheme_for
 
 FORMATS = pytest.mark.parametrize("how", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -23,6 +34,40 @@ FORMATS = pytest.mark.parametrize("how", LAYOUTS.values(), ids=LAYOUTS)
 @given(seed=st.integers(0, 2**31), numbers=st.lists(FLOATS, max_size=6))
 def test_the_bound_holds_for_20_thousand_blocks(how: Layout, seed: int, numbers: list[float]) -> None:
     check(how, seed, numbers)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int4_asymmetric", "nf4"])
+@pytest.mark.parametrize("group", [64, 128])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), numbers=st.lists(FLOATS, max_size=6))
+def test_the_bound_holds_in_larger_groups(kind: Kind, group: int, seed: int, numbers: list[float]) -> None:
+    how = Layout(kind, group, kind == "nf4")
+    weight = hard_blocks(seed, numbers, largest_of(how)).view(-1, 128)  # two blocks, of like or unlike size, in a row
+    assert worst(weight, pack(weight, how)) <= 1.0
+
+
+def within_half_a_unit(exact: torch.Tensor, found: torch.Tensor, digits: int, smallest: float) -> bool:
+    """Whether every number is off by at most half a unit of the last of its binary `digits`."""
+    unit = torch.exp2(torch.frexp(exact.double()).exponent.double() - digits).clamp(min=smallest)
+    return bool(((found.double() - exact.double()).abs() <= unit / 2).all())
+
+
+@pytest.mark.parametrize("format, digits, smallest", [("fp16", 11, 2.0**-24), ("bf16", 8, 2.0**-133)])
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**31), numbers=st.lists(FLOATS, max_size=6))
+def test_16_bits_are_off_by_half_a_unit_of_their_last_place(
+    format: str, digits: int, smallest: float, seed: int, numbers: list[float]
+) -> None:
+    weight = hard_blocks(seed, numbers, LARGEST[format])
+    refuse_unfit(weight, format, "w")
+    assert within_half_a_unit(weight, weight.to(DENSE_DTYPES[format]), digits, smallest)  # type: ignore[index]
+
+
+def test_numbers_cut_off_to_16_bits_break_the_bound() -> None:
+    """The broken control: the upper half of each fp32 number, not rounded."""
+    weight = hard_blocks(0, [], 1.0)
+    cut = (weight.view(torch.int32) >> 16 << 16).view(torch.float32)
+    assert torch.equal(cut, cut.bfloat16().float()) and not within_half_a_unit(weight, cut, 8, 2.0**-133)
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from planner.test_history import Notes
 from pretraining.small_runs import finished
 from pretraining.test_run import MODULES
 from trivium.checkpoints.bundle import load
@@ -23,12 +24,13 @@ from trivium.config import load_recipe
 from trivium.data.corpus import standard_library_root
 from trivium.data.settings import DataSettings
 from trivium.errors import UserError
+from trivium.planner import statement
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import SILENT
 from trivium.quickstart import pretraining as module
 from trivium.quickstart import state as state_module
 from trivium.quickstart.classifier import labelled_functions, same_steps
-from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, learn_tokenizer
+from trivium.quickstart.pretraining import MIN_STEPS, PROMPTS, choose_size, choose_steps, learn_tokenizer
 from trivium.quickstart.run import quickstart
 from trivium.quickstart.state import Quickstart
 
@@ -75,10 +77,12 @@ def test_it_begins_with_the_plan(newcomer: tuple[Path, dict[str, Any]]) -> None:
     _, summary = newcomer
     plan, rows = summary["plan"], list(summary["table"])
     parts = [size for name, size in plan.items() if name.endswith("_bytes") and name not in WHOLES]
-    assert sum(parts) == plan["peak_bytes"] == summary["planned_peak_bytes"] < plan["available_bytes"]
+    assert sum(parts) == plan["peak_bytes"] < plan["available_bytes"]
+    # The plan before anything was learned, and that of pretraining when its turn had come.
+    assert plan["peak_bytes"] == pytest.approx(summary["planned_peak_bytes"], rel=0.1)
     assert plan["hours"] > 0
     assert rows[0] == "planned memory" and "planned time" in rows and rows.index("planned time") < rows.index("text")
-    assert summary["peak_bytes"] == pytest.approx(summary["planned_peak_bytes"], rel=0.3)
+    assert summary["peak_bytes"] == pytest.approx(summary["planned_peak_bytes"], rel=0.2)
 
 
 def test_it_ends_with_a_packed_model_and_its_measured_cost(newcomer: tuple[Path, dict[str, Any]]) -> None:
@@ -171,8 +175,9 @@ def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkey
     planned = {}
     for minutes in (0.2, 2.0, 20.0):
         state = state_of(small, minutes)
-        state.tokens = 10_000_000
         choose_size(state)
+        state.tokens = 10_000_000
+        choose_steps(state)
         assert state.recipe is not None
         planned[minutes] = 0.5 * state.recipe.training.steps
         evaluations = state.recipe.training.steps // state.recipe.training.evaluate_every_steps
@@ -185,8 +190,9 @@ def test_the_steps_fill_the_time_and_leave_room_for_the_rest(small: Path, monkey
 def test_a_fast_machine_ends_early_instead_of_overfitting(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "time_steps", lambda *given: 0.01)
     state = state_of(small, 20.0)
-    state.tokens = 4000
     choose_size(state)
+    state.tokens = 4000
+    choose_steps(state)
     assert state.recipe is not None
     assert state.recipe.training.steps == module.MOST_EPOCHS["decoder"] * 4000 // (4 * 32)
 
@@ -268,6 +274,20 @@ def test_the_classes_are_packages_on_both_sides_of_the_split() -> None:
         counts[0][number] >= 40 and counts[1][number] >= 10 for number in range(len(labels))
     )
     assert not {text.text for text in trained} & {text.text for text in held_out if len(text.text) > 200}
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statement, "available_bytes", lambda device="cpu": 1 << 20)
+    before, notes = sorted(small.rglob("*")), Notes()
+    with pytest.raises(
+        UserError, match=r"this quickstart needs .* nothing was begun.* fewer --minutes.* --ignore-plan$"
+    ):
+        quickstart(small / "out", 0.2, progress=notes)
+    (first,) = notes.lines
+    assert first.startswith("planned memory: ") and sorted(small.rglob("*")) == before
+    # The control: told to go on it does, and every run of it says so.
+    assert quickstart(small / "out", 0.2, progress=notes, ignore_plan=True)["steps"] == MIN_STEPS
+    assert sum("going on, as told by" in line for line in notes.lines) == 2
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_written(tmp_path: Path) -> None:

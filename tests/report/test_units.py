@@ -28,7 +28,7 @@ def test_count(value: float, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(512, "512 B"), (1536, "1.50 KiB"), (2_480_343_613, "2.31 GiB"), (1 << 60, "1,048,576 TiB")]
+    ("value", "expected"), [(512, "512 B"), (1536, "1.54 kB"), (2_480_343_613, "2.48 GB"), (10**18, "1,000,000 TB")]
 )
 def test_size(value: float, expected: str) -> None:
     assert units.size(value) == expected

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium.cli.opening import ModelArgument
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.errors import UserError
-from trivium.progress import Progress, short_bytes, short_number
+from trivium.progress import short_bytes, short_number
 
 if TYPE_CHECKING:
     from trivium.generation.settings import GenerationSettings
     from trivium.generation.speed import Speed, Spread
     from trivium.machine import MachineSpeed
     from trivium.models.build import Model
+    from trivium.models.config import ModelConfig
+    from trivium.planner.uses import Use
 
 app = new_app()
 
@@ -30,10 +31,8 @@ STEPS = {"native": "compiled code", "torch": "torch"}
 @app.command()
 def bench(
     model: ModelArgument,
-    quantize: Annotated[
-        str | None, typer.Option(help="Measure it quantized to this format: int8, int4, nf4, ...")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="The type it computes in: fp32, bf16 or fp16.")] = "fp32",
+    quantize: QuantizeOption = None,
+    dtype: DtypeOption = "fp32",
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of each prompt, in tokens.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=2, help="How many tokens to write after each.")] = 128,
     batch: Annotated[str, typer.Option(help="How many texts at a time; several numbers with commas.")] = "1,8",
@@ -42,6 +41,7 @@ def bench(
     ] = "model",
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="How often each figure is measured.")] = 5,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Compute threads. [0: as many as torch chooses]")] = 0,
+    ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -63,8 +63,9 @@ def bench(
         from trivium.generation.settings import GenerationSettings
 
         settings = build_settings(GenerationSettings, {"kv_cache": kv_cache}, "bench")
-        asked = Asked(model, quantize, dtype, sizes, prompt_tokens, new_tokens, repeats, threads, device, settings)
-        values = _measured(asked, output.progress)
+        how = Opening(device, dtype, quantize, ignore_plan, threads)
+        asked = Asked(model, sizes, prompt_tokens, new_tokens, repeats, settings)
+        values = _measured(asked, how, output)
         output.result(values, _text(values))
 
 
@@ -73,40 +74,37 @@ class Asked:
     """What is to be measured."""
 
     model: str
-    quantize: str | None
-    dtype: str
     sizes: list[int]
     prompt_tokens: int
     new_tokens: int
     repeats: int
-    threads: int
-    device: str
     settings: GenerationSettings
 
+    def use(self, config: ModelConfig) -> Use:
+        """What is computed at once at the most; UserError where the model has too few positions."""
+        from trivium.generation.speed import refuse_too_long, writes
+        from trivium.planner.uses import Use
 
-def _measured(asked: Asked, progress: Progress) -> dict[str, Any]:
-    """Load the model, measure it, then the machine."""
+        refuse_too_long(config, self.prompt_tokens, self.new_tokens)
+        new_tokens = self.new_tokens if writes(config) else 0
+        return Use(max(self.sizes), self.prompt_tokens, new_tokens, kv_int8=self.settings.kv_cache == "int8")
+
+
+def _measured(asked: Asked, how: Opening, output: Output) -> dict[str, Any]:
+    """State the plan, load the model, measure it, then the machine."""
+    opened = open_planned(asked.model, output, "bench", asked.use, how)
+    model, progress = opened.bundle.model, output.progress
     import torch
 
-    from trivium.checkpoints.bundle import load
     from trivium.generation.speed import code_paths, measure_speed, stored_bytes
     from trivium.machine import measure_machine
-    from trivium.runtime import choose_runtime, prepare_process
     from trivium.training.memory import peak_bytes
 
-    runtime = choose_runtime(asked.device, threads=asked.threads)
-    prepare_process(runtime)
-    progress.start(f"loading {asked.model}")
-    started = time.perf_counter()
-    bundle = load(asked.model, dtype=asked.dtype, device=runtime.device, quantize=asked.quantize)
-    load_seconds = time.perf_counter() - started
-    for note in bundle.notes:
-        progress.note(note)
-    loaded_bytes = peak_bytes(runtime.torch_device())
+    loaded_bytes = peak_bytes(model.device)
     speeds = [
         measure_speed(
-            bundle.model,
-            bundle.tokenizer,
+            model,
+            opened.bundle.tokenizer,
             rows=rows,
             prompt_tokens=asked.prompt_tokens,
             new_tokens=asked.new_tokens,
@@ -116,24 +114,24 @@ def _measured(asked: Asked, progress: Progress) -> dict[str, Any]:
         )
         for rows in asked.sizes
     ]
-    most_bytes = peak_bytes(runtime.torch_device())
-    progress.start(f"measuring {runtime.device}")
-    machine = measure_machine(MACHINE_SECONDS, runtime.device)
+    memory = opened.measured()
+    progress.start(f"measuring {opened.planned.device}")
+    machine = measure_machine(MACHINE_SECONDS, opened.planned.device)
     progress.finish()
     return {
         "model": asked.model,
-        "quantize": asked.quantize,
-        "dtype": str(bundle.model.dtype).removeprefix("torch."),
+        "quantize": how.quantize,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "kv_cache": asked.settings.kv_cache,
-        "device": runtime.device,
+        "device": opened.planned.device,
         "threads": torch.get_num_threads(),
-        **code_paths(bundle.model),
-        "load_seconds": load_seconds,
-        "weights_bytes": stored_bytes(bundle.model),
+        **code_paths(model),
+        "load_seconds": opened.load_seconds,
+        "weights_bytes": stored_bytes(model),
         "loaded_peak_bytes": loaded_bytes,
-        "peak_bytes": most_bytes,
+        **memory,
         "machine": dataclasses.asdict(machine),
-        "runs": [_run(bundle.model, speed, machine, asked.settings) for speed in speeds],
+        "runs": [_run(model, speed, machine, asked.settings) for speed in speeds],
     }
 
 
@@ -190,20 +188,21 @@ def _text(values: dict[str, Any]) -> str:
         f"{'model':<10}{values['model']}, {values['quantize'] or 'not quantized'}, computing in {values['dtype']}",
         f"{'weights':<10}{short_bytes(values['weights_bytes'])}, loaded in {values['load_seconds']:.2f} s",
         f"{'peak':<10}{short_bytes(values['peak_bytes'])} "
-        f"(when loaded {short_bytes(values['loaded_peak_bytes'])}; torch and all libraries are in both)",
+        f"(planned {short_bytes(values['planned_peak_bytes'])}; after loading "
+        f"{short_bytes(values['loaded_peak_bytes'])}; torch itself is in all of them)",
         f"{'computed':<10}on {values['device']}, {values['threads']} threads; steps by {STEPS[values['step']]}, "
         f"kernels: {values['kernels']}",
         f"{'machine':<10}{machine['read_gb_per_s']:.1f} GB/s, {machine['fp32_gflops']:,.0f} GFLOP/s in fp32, "
         f"{machine['bf16_gflops']:,.0f} in bf16",
         "",
-        f"{'texts':<7}{'prompt':>7}{'new':>6}  {'first token':<26}{'prefill, tokens/s':<34}decode, tokens/s",
+        f"{'texts':<7}{'prompt':>7}{'new':>6}  {'first token':<26}{'prefill, tokens/s':<38}decode, tokens/s",
     ]
     for run in values["runs"]:
         first = run["first_token_seconds"]
         shown = f"{first['median']:.3f} s [{first['low']:.3f} {first['high']:.3f}]"
         lines.append(
             f"{run['rows']:<7}{run['prompt_tokens']:>7}{run['new_tokens']:>6}  {shown:<26}"
-            f"{_pace(run, 'prefill'):<34}{_pace(run, 'decode'):<34}".rstrip()
+            f"{_pace(run, 'prefill'):<38}{_pace(run, 'decode')}"
         )
     return "\n".join(lines)
 

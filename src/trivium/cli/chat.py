@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
-from trivium.cli.settings_help import help_of
+from trivium.cli.settings_help import help_of, settings_of
 from trivium.errors import UserError
 from trivium.generation.settings import GenerationSettings
 
@@ -33,6 +33,7 @@ def chat(
     top_p: Annotated[float, help_of(GenerationSettings, "top_p")] = 1.0,
     repetition_penalty: Annotated[float, help_of(GenerationSettings, "repetition_penalty")] = 1.0,
     seed: Annotated[int, help_of(GenerationSettings, "seed")] = 0,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -51,27 +52,13 @@ def chat(
       trivium chat MODEL --prompt "What is a tokenizer?" --temperature 0.7 --top-p 0.9
       printf 'Hello!\\nWhat did I say?\\n' | trivium chat MODEL --json
     """
-    from trivium.config import build_settings
-
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    settings = build_settings(GenerationSettings, given, "chat")
+    settings = settings_of(GenerationSettings, locals(), "chat")
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import talking
 
+        how = Opening(device, dtype, quantize, ignore_plan)
         opened = open_planned(
-            model,
-            output,
-            "chat",
-            lambda c: talking(c, settings, prompt and f"{system or ''} {prompt}"),
-            device,
-            quantize,
-            ignore_plan,
+            model, output, "chat", lambda c: talking(c, settings, prompt and f"{system or ''} {prompt}"), how
         )
         from trivium.generation.chat import Chat
 

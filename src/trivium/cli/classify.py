@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 
 app = new_app()
@@ -20,6 +20,7 @@ def classify(
         str | None,
         typer.Option(help="A second text, for models that judge two: does the first imply it, do they mean the same?"),
     ] = None,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -38,9 +39,8 @@ def classify(
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import reading
 
-        opened = open_planned(
-            model, output, "classify", lambda c: reading(c, [f"{text} {pair or ''}"]), device, quantize, ignore_plan
-        )
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "classify", lambda c: reading(c, [f"{text} {pair or ''}"]), how)
         result = opened.bundle.classify(text, pair)
         memory = opened.measured()
         likeliest_first = sorted(result.probabilities.items(), key=lambda item: -item[1])

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trivium.cli.output import JsonFlag, Output, QuietFlag, new_app
+from trivium.progress import short_bytes
 
 app = new_app()
 
@@ -51,7 +52,6 @@ def doctor(
 
 def _text(values: dict[str, Any]) -> str:
     """The facts and speeds as a table."""
-    gib = 1 << 30
     rows = [
         ("system", values["system"]),
         ("processor", values["processor"]),
@@ -61,12 +61,9 @@ def _text(values: dict[str, Any]) -> str:
             f"{values['physical_cores']} physical, {values['usable_cores']} usable here, {values['threads']} "
             "threads of torch",
         ),
-        (
-            "memory",
-            f"{values['memory_bytes'] / gib:.1f} GiB usable, {values['available_bytes'] / gib:.1f} GiB free",
-        ),
-        ("disk", f"{values['disk_free_bytes'] / gib:.1f} GiB free here"),
-        *(("GPU", f"{g['name']}, {g['memory_bytes'] / gib:.1f} GiB") for g in values["gpus"]),
+        ("memory", f"{short_bytes(values['memory_bytes'])} usable, {short_bytes(values['available_bytes'])} free"),
+        ("disk", f"{short_bytes(values['disk_free_bytes'])} free here"),
+        *(("GPU", f"{g['name']}, {short_bytes(g['memory_bytes'])}") for g in values["gpus"]),
         ("precision", f"{values['precision']} is the precision that the quickstart chooses here"),
         ("versions", ", ".join(f"{name} {version}" for name, version in values["versions"].items())),
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 from trivium.errors import UserError
 
@@ -24,6 +24,7 @@ def embed(
     file: Annotated[
         Path | None, typer.Option(help="A .txt file with a text on each line, or rows with text (jsonl, csv, ...).")
     ] = None,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -46,7 +47,8 @@ def embed(
         given = texts or _texts_of(file)
         from trivium.planner.uses import reading
 
-        opened = open_planned(model, output, "embed", lambda c: reading(c, given), device, quantize, ignore_plan)
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "embed", lambda c: reading(c, given), how)
         bundle = opened.bundle
         from trivium.generation.embed import embed as embedded
 

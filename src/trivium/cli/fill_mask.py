@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def fill_mask(
     model: ModelArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A text with [MASK] where a word is missing.")],
     top_k: Annotated[int, typer.Option(min=1, help="How many candidates to show for each blank, best first.")] = 5,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -40,7 +41,8 @@ def fill_mask(
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import reading
 
-        opened = open_planned(model, output, "fill-mask", lambda c: reading(c, [text]), device, quantize, ignore_plan)
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "fill-mask", lambda c: reading(c, [text]), how)
         bundle = opened.bundle
         from trivium.generation.fill_mask import fill_masks
 

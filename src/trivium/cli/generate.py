@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
-from trivium.cli.settings_help import help_of
+from trivium.cli.settings_help import help_of, settings_of
 from trivium.generation.settings import GenerationSettings
 
 app = new_app()
@@ -31,6 +31,7 @@ def generate(
     seed: Annotated[int | None, help_of(GenerationSettings, "seed")] = None,
     kv_cache: Annotated[str | None, help_of(GenerationSettings, "kv_cache")] = None,
     speculate: Annotated[int | None, help_of(GenerationSettings, "speculate")] = None,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -47,30 +48,11 @@ def generate(
       trivium generate runs/quickstart/pretrain/model --prompt "def main():"
       trivium generate MODEL --prompt "import " --temperature 0.8 --top-p 0.9 --seed 1 --json
     """
-    from trivium.config import build_settings
-
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "num_beams": num_beams,
-        "length_penalty": length_penalty,
-        "stop": stop or None,
-        "seed": seed,
-        "kv_cache": kv_cache,
-        "speculate": speculate,
-    }
-    stated = {name: value for name, value in given.items() if value is not None}
-    settings = build_settings(GenerationSettings, stated, "generate")
+    settings = settings_of(GenerationSettings, locals(), "generate")
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import writing
 
-        opened = open_planned(
-            model, output, "generate", lambda c: writing(c, prompt, settings), device, quantize, ignore_plan
-        )
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "generate", lambda c: writing(c, prompt, settings), how)
         generation = opened.bundle.generate(prompt, settings, stream=output.write)
         output.result(opened.written(generation), text="\n")

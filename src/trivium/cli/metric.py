@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app, table
 from trivium.errors import UserError
 
@@ -29,6 +29,7 @@ def metric() -> None:
 def perplexity(
     model: ModelArgument,
     file: Annotated[Path, typer.Option(help="Text, or rows with text, to be predicted.")],
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -51,9 +52,8 @@ def perplexity(
 
     with Output(as_json, quiet) as output:
         texts = [text_of(row) for row in read_rows(file)]
-        opened = open_planned(
-            model, output, "perplexity", lambda c: reading(c, texts, windows=True), device, quantize, ignore_plan
-        )
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "perplexity", lambda c: reading(c, texts, windows=True), how)
         scores = score_documents(opened.bundle.model, opened.bundle.tokenizer, texts, progress=output.progress)
         output.result({**sum_scores(scores).perplexity().to_json(), **opened.measured()})
 

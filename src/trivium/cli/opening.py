@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trivium.cli.output import Output
+from trivium.errors import UserError
 from trivium.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from trivium.planner.history import PlannedRun
     from trivium.planner.uses import Use
     from trivium.quantization.schemes import Scheme
+    from trivium.runtime import Precision
 
 ModelArgument = Annotated[
     str,
@@ -34,11 +37,30 @@ QuantizeOption = Annotated[
         metavar="FORMAT", help="Pack the weights while they are loaded: int8, int8_dynamic, int4, int4_asymmetric, nf4."
     ),
 ]
+DtypeOption = Annotated[str, typer.Option(help="The type weights are held in and computed with: fp32, bf16 or fp16.")]
 IgnorePlanFlag = Annotated[
     bool, typer.Option("--ignore-plan", help="Go on even where the memory planned is more than there is.")
 ]
 
 VERBS_IN_WORDS = {"perplexity": "metric perplexity"}
+# What a user writes to follow a suggestion: with every verb, and with some.
+CURES = {"precision": "--dtype {}", "base": "--quantize {}"}
+CURES_OF_VERBS = {
+    "generate": {"kv_cache": "--kv-cache {}"},
+    "bench": {"kv_cache": "--kv-cache {}", "rows_per_micro_batch": "--batch {}"},
+}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a model is to be opened: what the options above say."""
+
+    device: str = "auto"
+    dtype: str = "fp32"
+    quantize: str | None = None
+    ignore_plan: bool = False
+    threads: int = 0
+    """Compute threads (0: as many as torch chooses)."""
 
 
 @dataclass
@@ -48,6 +70,7 @@ class Opened:
     bundle: Bundle
     planned: PlannedRun
     """Its peak is filled in by `measured`."""
+    load_seconds: float
     progress: Progress = field(default=SILENT, repr=False)
 
     def written(self, generation: Generation) -> dict[str, Any]:
@@ -74,34 +97,27 @@ class Opened:
         return {"planned_peak_bytes": self.planned.planned_bytes, "peak_bytes": peak}
 
 
-def open_planned(
-    model: str,
-    output: Output,
-    verb: str,
-    use: Callable[[ModelConfig], Use],
-    device: str = "auto",
-    quantize: str | None = None,
-    ignore_plan: bool = False,
-) -> Opened:
+def open_planned(model: str, output: Output, verb: str, use: Callable[[ModelConfig], Use], how: Opening) -> Opened:
     """State what `use` of the model will need, then open it.
 
-    A model that cannot serve `verb`, or whose plan does not fit (unless `ignore_plan`), is refused by its config.
+    A model that cannot serve `verb`, or whose plan does not fit (unless told otherwise), is refused by its config.
     """
     from trivium.planner.history import PlannedRun
     from trivium.planner.statement import state_plan
     from trivium.planner.uses import use_memory
 
-    place, path = _prepared(model, device)
-    config, scheme = _described(path, quantize)
+    place, path = _prepared(model, how.device, how.threads)
+    config, scheme = _described(path, how.quantize)
+    precision = _precision(how.dtype, scheme)
     _refuse(config, verb)
     work = use(config)
-    plan = use_memory(config, work, "fp32", scheme, device=place)
+    plan = use_memory(config, work, precision, scheme, device=place)
     state_plan(
         plan,
         f"trivium {VERBS_IN_WORDS.get(verb, verb)}",
         device=place,
-        ignore=ignore_plan,
-        suggest=lambda: _cures(config, work, place),
+        ignore=how.ignore_plan,
+        suggest=lambda: _cures(config, work, precision, scheme, place, verb),
         progress=output.progress,
     )
     planned = PlannedRun(
@@ -109,32 +125,30 @@ def open_planned(
         model=model,
         kind=config.kind,
         parameters=_num_parameters(config),
-        precision=scheme.format if scheme else "fp32",
+        precision=f"{scheme.format}/{precision}" if scheme and scheme.packs else precision,
         device=place,
         rows=work.rows * work.num_beams,
         length=work.length + work.new_tokens,
         planned_bytes=plan.peak_bytes,
         peak_bytes=0,
     )
-    return Opened(_load(path, place, output, quantize), planned, output.progress)
+    started = time.perf_counter()
+    bundle = _load(path, place, output, how.quantize, precision)
+    return Opened(bundle, planned, time.perf_counter() - started, output.progress)
 
 
-def open_bundle(
-    model: str, device: str, output: Output, verb: str | None = None, quantize: str | None = None
-) -> Bundle:
+def open_bundle(model: str, device: str, output: Output) -> Bundle:
     """The model on its device, without a plan; what of it could not be followed is said as notes."""
     place, path = _prepared(model, device)
-    if verb is not None and path.is_dir():
-        _refuse(_described(path, None)[0], verb)
-    return _load(path, place, output, quantize)
+    return _load(path, place, output)
 
 
-def _prepared(model: str, device: str) -> tuple[str, Path]:
+def _prepared(model: str, device: str, threads: int = 0) -> tuple[str, Path]:
     """(the device, ready to compute; where the model is)."""
     from trivium.checkpoints.resolve import resolve_model
     from trivium.runtime import choose_runtime, prepare_process
 
-    runtime = choose_runtime(device)
+    runtime = choose_runtime(device, threads=threads)
     prepare_process(runtime)
     return runtime.device, resolve_model(model)
 
@@ -153,6 +167,16 @@ def _described(path: Path, quantize: str | None) -> tuple[ModelConfig, Scheme | 
     return plan_reading(path).config, scheme
 
 
+def _precision(dtype: str, scheme: Scheme | None) -> Precision:
+    """The type that `checkpoints.bundle.load` makes of these."""
+    from trivium.checkpoints.bundle import PRECISIONS
+
+    precision = PRECISIONS.get(dtype if scheme is None or scheme.packs else scheme.format)
+    if precision is None:
+        raise UserError(f"--dtype {dtype}: use fp32, bf16 or fp16")
+    return precision
+
+
 def _refuse(config: ModelConfig, verb: str) -> None:
     from trivium.generation.purposes import USES, refuse_use
 
@@ -160,22 +184,28 @@ def _refuse(config: ModelConfig, verb: str) -> None:
         refuse_use(config, verb)
 
 
-def _cures(config: ModelConfig, use: Use, device: str) -> list[str]:
-    """What the verbs of this file can be told to do with less."""
+def _cures(
+    config: ModelConfig, use: Use, precision: Precision, scheme: Scheme | None, device: str, verb: str
+) -> list[str]:
+    """What the verb can be told to do with less."""
+    from trivium.config import build_settings
     from trivium.planner.settings import PlanSettings
     from trivium.planner.statement import applicable, available_bytes
     from trivium.planner.suggestions import suggestions
 
-    settings = PlanSettings(
-        stage="generate" if use.new_tokens else "evaluate",
-        rows_per_micro_batch=use.rows,
-        sequence_length=use.length + use.new_tokens,
-        new_tokens=use.new_tokens,
-        num_beams=use.num_beams,
-        kv_cache="int8" if use.kv_int8 else "same",
-        device="cuda" if device.startswith("cuda") else "cpu",
-    )
-    return applicable(suggestions(config, settings, available_bytes(device)), {"base": "--quantize {}"})
+    stated = {
+        "stage": "generate" if use.new_tokens else "evaluate",
+        "precision": precision,
+        "base": scheme.format if scheme and scheme.packs else None,
+        "rows_per_micro_batch": use.rows,
+        "sequence_length": use.length + use.new_tokens,
+        "new_tokens": use.new_tokens,
+        "num_beams": use.num_beams,
+        "kv_cache": "int8" if use.kv_int8 else "same",
+        "device": "cuda" if device.startswith("cuda") else "cpu",
+    }
+    found = suggestions(config, build_settings(PlanSettings, stated, verb), available_bytes(device))
+    return applicable(found, {**CURES, **CURES_OF_VERBS.get(verb, {})})
 
 
 def _num_parameters(config: ModelConfig) -> int:
@@ -184,10 +214,12 @@ def _num_parameters(config: ModelConfig) -> int:
     return num_parameters(config)
 
 
-def _load(path: Path, device: str, output: Output, quantize: str | None) -> Bundle:
+def _load(
+    path: Path, device: str, output: Output, quantize: str | None = None, precision: Precision = "fp32"
+) -> Bundle:
     from trivium.checkpoints.bundle import load
 
-    bundle = load(path, device=device, quantize=quantize)
+    bundle = load(path, dtype=precision, device=device, quantize=quantize)
     for note in bundle.notes:
         output.progress.note(note)
     return bundle

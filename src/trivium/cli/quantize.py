@@ -10,6 +10,7 @@ import typer
 
 from trivium.cli.opening import ModelArgument, open_bundle
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
+from trivium.errors import UserError
 from trivium.quantization.schemes import FORMATS, scheme_for
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def quantize(
         from trivium.checkpoints.directory import replaceable
         from trivium.quantization.quantize import tensors_bytes
 
-        replaceable(out)  # a mistake is told before a model is loaded
+        # Mistakes are told before a model is loaded.
+        _refuse_itself(model, replaceable(out))
         given = None if calibration is None else _texts(calibration)
         wanted = [] if not measure else [measuring_text()] if text is None else _texts(text)
         original = open_bundle(model, device, output)
@@ -82,6 +84,14 @@ def quantize(
         output.result(values, text=f"{table}\n{out}\n" if table else f"{out}\n")
 
 
+def _refuse_itself(model: str, out: Path) -> None:
+    """Refuse to write the quantized model over the original, which could not be had back."""
+    from trivium.checkpoints.resolve import resolve_model
+
+    if resolve_model(model).resolve() == out.resolve():
+        raise UserError(f"--out {out} is the model itself, which is kept: choose another directory")
+
+
 def _texts(file: Path) -> list[str]:
     """A .txt file as one text, a file of rows as one each."""
     from trivium.data.readers import read_rows
@@ -95,12 +105,14 @@ def _measured(
 ) -> tuple[dict[str, Any], str, dict[str, str | bytes]]:
     """What it costs: as numbers, as a table, and as the files that tell it."""
     from trivium.report.compression import compression_report, compression_table
+    from trivium.report.compression_plots import compression_plot
 
     report = compression_report(original, made, texts, progress=output.progress)
     rows = [("", "original", "quantized"), *compression_table(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = (f"{name:<{widths[0]}}  {before:<{widths[1]}}  {after}".rstrip() for name, before, after in rows)
-    return report, "\n".join(lines) + "\n", {MEASURED: json.dumps(report, indent=2) + "\n"}
+    files: dict[str, str | bytes] = {MEASURED: json.dumps(report, indent=2) + "\n", PLOT: compression_plot(report)}
+    return report, "\n".join(lines) + "\n", files
 
 
 def _notes(model: str, table: str, text: Path | None) -> str:
@@ -109,4 +121,5 @@ def _notes(model: str, table: str, text: Path | None) -> str:
     if not table:
         return made
     block = "\n".join(f"    {line}" for line in table.splitlines())
-    return f"{made} What it costs, measured on {'the standard library of Python' if text is None else text.name}:\n\n{block}"
+    on = "the standard library of Python" if text is None else text.name
+    return f"{made} What it costs, measured on {on}:\n\n{block}\n\n![What it costs]({PLOT})"

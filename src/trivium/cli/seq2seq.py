@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.opening import IgnorePlanFlag, ModelArgument, QuantizeOption, open_planned
+from trivium.cli.opening import DtypeOption, IgnorePlanFlag, ModelArgument, Opening, QuantizeOption, open_planned
 from trivium.cli.output import DeviceOption, JsonFlag, Output, QuietFlag, new_app
-from trivium.cli.settings_help import help_of
+from trivium.cli.settings_help import help_of, settings_of
 from trivium.generation.settings import GenerationSettings
 
 app = new_app()
@@ -22,6 +22,7 @@ def seq2seq(
     length_penalty: Annotated[float | None, help_of(GenerationSettings, "length_penalty")] = None,
     no_repeat_ngram_size: Annotated[int | None, help_of(GenerationSettings, "no_repeat_ngram_size")] = None,
     max_new_tokens: Annotated[int | None, help_of(GenerationSettings, "max_new_tokens")] = None,
+    dtype: DtypeOption = "fp32",
     quantize: QuantizeOption = None,
     ignore_plan: IgnorePlanFlag = False,
     device: DeviceOption = "auto",
@@ -39,21 +40,11 @@ def seq2seq(
       trivium seq2seq MODEL "A dog runs through the snow."
       trivium seq2seq MODEL "summarize: ..." --num-beams 4 --no-repeat-ngram-size 3 --json
     """
-    from trivium.config import build_settings
-
-    given = {
-        "num_beams": num_beams,
-        "length_penalty": length_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "max_new_tokens": max_new_tokens,
-    }
-    stated = {name: value for name, value in given.items() if value is not None}
-    settings = build_settings(GenerationSettings, stated, "seq2seq")
+    settings = settings_of(GenerationSettings, locals(), "seq2seq")
     with Output(as_json, quiet) as output:
         from trivium.planner.uses import writing
 
-        opened = open_planned(
-            model, output, "seq2seq", lambda c: writing(c, text, settings), device, quantize, ignore_plan
-        )
+        how = Opening(device, dtype, quantize, ignore_plan)
+        opened = open_planned(model, output, "seq2seq", lambda c: writing(c, text, settings), how)
         generation = opened.bundle.seq2seq(text, settings, stream=output.write)
         output.result(opened.written(generation), text="\n")

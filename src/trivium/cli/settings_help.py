@@ -1,18 +1,27 @@
-"""Help that quotes the docstrings of settings, so that each is explained in one place only."""
+"""Settings as options of verbs; their help quotes the settings' docstrings, so each is explained in one place only."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import typer
 
-from trivium.config import Settings, describe
+from trivium.config import Settings, build_settings, describe
+
+S = TypeVar("S", bound=Settings)
 
 
 def help_of(cls: type[Settings], name: str) -> Any:
     """An option explained by the docstring of the setting it sets."""
     return typer.Option(help=" ".join((cls.model_fields[name].description or "").split()))
+
+
+def settings_of(cls: type[S], options: Mapping[str, Any], verb: str) -> S:
+    """The settings among a verb's options, by name; what the user left out (None) is as the settings say."""
+    given = {name: options[name] for name in cls.model_fields if options.get(name) not in (None, [])}
+    return build_settings(cls, given, verb)
 
 
 def settings_help(cls: type[Settings]) -> str:

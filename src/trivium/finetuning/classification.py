@@ -201,7 +201,7 @@ def _stated(
     """Say what the run will need, told from the config of `base` alone; UserError where it does not fit."""
     _, config = read_config(base)
     length = min(sequence_length, config.max_positions)
-    give_back_freed_memory()
+    give_back_freed_memory(everything=True)
     on_card = runtime.device.startswith("cuda")
     plan = estimate(
         config,

@@ -61,7 +61,7 @@ class FastProgram:
         if config.positions == "alibi":
             # Minus the slopes are what a distance of 1 adds.
             self.program.slopes = self._address(-alibi_bias(config.heads, 1, 2, torch.device("cpu"))[0, :, 0, 0])
-        matrices = [getattr(layer, name) for layer in self.layers for name in MATRICES]
+        matrices = [matrix for layer in self.layers for matrix in matrices_of(layer)]
         self.weights_of_a_layer = sum(each.outputs * each.inputs for each in matrices) // config.layers
         self._positions = 0
 
@@ -151,6 +151,11 @@ def refuse_unknown(model: nn.Module) -> None:
         raise Unknown("angles that grow with the text")
     if model.device.type != "cpu" or model.dtype not in DENSE:
         raise Unknown(f"{model.dtype} on {model.device}")
+
+
+def matrices_of(layer: Layer) -> list[Matrix]:
+    """Those the layer has."""
+    return [matrix for matrix in (getattr(layer, name) for name in MATRICES) if matrix.outputs]
 
 
 def addresses(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

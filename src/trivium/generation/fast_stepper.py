@@ -2,13 +2,14 @@
 
 Where a step of a small model is some hundreds of operators of torch, most of its time is spent between them. Here the
 addresses of all weights are gathered once (`fast_program.py`), and a step is one native call, in which torch's threads
-meet a few times per layer (`kernels/cpp/step.h`). Long prompts are matrix products that torch does best: they go
-through the model's own code.
+meet a few times per layer (`kernels/cpp/step.h`). Long prompts are matrix products that torch does best, and go through
+the model's own code; but those of int8_dynamic are done best here, where the processor multiplies bytes.
 
 Everything between the weights is computed in fp32, also for models in bf16, whose own code rounds after every operator.
 
 Invariants its tests check: logits equal those of the model's own code; those of a text do not depend, bit for bit, on
-the texts read with it, on threads, or on how its last tokens were cut into steps (as long as the kernels read them).
+the texts read with it, on threads, or on how its last tokens were cut into steps of up to 32 (as long as the kernels
+read them).
 
 Shapes: n slots named in a call, T ids of each, M rows (ids of all slots together), D width, V vocabulary.
 """
@@ -22,7 +23,7 @@ from ctypes import POINTER, c_int64, cast
 import torch
 from torch import Tensor, nn
 
-from trivium.generation.fast_program import DENSE, FastProgram, Unknown, addresses
+from trivium.generation.fast_program import DENSE, FastProgram, Unknown, addresses, matrices_of
 from trivium.generation.slots import Slots
 from trivium.generation.stepper import PlainStepper
 from trivium.kernels import structures
@@ -34,6 +35,12 @@ from trivium.models.heads import capped
 # Up to so many new rows the kernels are faster than the model's own code.
 FEW_ROWS = 32
 PARTS = ("products", "attention", "head")
+CHUNK = 128
+"""Positions that a unit of attention looks at (`kernels/cpp/attention.h`)."""
+SCRATCH_FLOATS = 1 << 23
+"""For what attention finds in each chunk, when there are many rows."""
+SPARE_FLOATS = 1 << 20
+"""So that scratch memory need not be made anew for every row more."""
 
 
 class FastStepper:
@@ -49,6 +56,9 @@ class FastStepper:
         if library is None:
             raise ValueError("the kernels were not built here")
         self.model, self._native, self._plain = model, library, PlainStepper(model)
+        # A dense table of tokens is met by few rows even of a long prompt: those whose logits are asked for.
+        blocks = [matrix for layer in self._program.layers for matrix in matrices_of(layer)]
+        self._any_rows = library.multiplies_bytes and all(m.kind == MATRIX_KINDS["int8_dynamic"] for m in blocks)
         self._scratch = torch.empty(0)
         self._slots: tuple[Slots, int] | None = None
         self.seconds: Tensor | None = None
@@ -68,10 +78,29 @@ class FastStepper:
     @torch.inference_mode()
     def read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """See `Stepper.read`."""
+        if sum(map(len, ids)) > FEW_ROWS and not self._any_rows:
+            return self._plain.read(slots, which, ids, every=every)
+        most = [self._most_rows(slots.lengths[slot] + len(some)) for slot, some in zip(which, ids, strict=True)]
+        if all(len(some) <= limit for some, limit in zip(ids, most, strict=True)):
+            return self._read(slots, which, ids, every)
+        found = []  # one text after the other, piece by piece: what they become does not depend on their company
+        for slot, some, limit in zip(which, ids, most, strict=True):
+            pieces = [some[at : at + limit] for at in range(0, len(some), limit)]
+            logits = [self._read(slots, [slot], [piece], every)[0] for piece in pieces]
+            found.append(torch.cat(logits) if every else logits[-1])
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True) if every else torch.stack(found)
+
+    def _most_rows(self, length: int) -> int:
+        """How many rows of a text that will have `length` positions are read in one call: its scratch memory grows with
+        their product."""
+        config = self.model.config
+        chunks = length // CHUNK + 1
+        return max(FEW_ROWS, SCRATCH_FLOATS // (chunks * config.heads * (config.head_width + 2)))
+
+    def _read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], every: bool) -> Tensor:
+        """What fits into one call."""
         counts = [len(some) for some in ids]
         rows, starts = sum(counts), [slots.lengths[slot] for slot in which]
-        if rows > FEW_ROWS:
-            return self._plain.read(slots, which, ids, every=every)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         slots.reserve(max(ends))
         self._program.reach(slots.capacity)
@@ -115,7 +144,7 @@ class FastStepper:
         threads = self._native.threads(self._program.weights_of_a_layer)
         needed = library.trivium_scratch(level, step, threads)
         if needed > len(self._scratch):
-            self._scratch = torch.empty(2 * needed)
+            self._scratch = torch.empty(needed + min(needed, SPARE_FLOATS))
         library.trivium_step(level, step, self._scratch.data_ptr(), threads)
         return capped(logits, self.model.config.logit_softcap).to(self.model.dtype)
 

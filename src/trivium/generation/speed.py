@@ -123,7 +123,7 @@ def measure_speed(
     One round before them is not counted. `settings` says how (greedy, the cache's storage, ...); lengths and the end
     of text in it are replaced. Raises UserError when the model has too few positions.
     """
-    _refuse_too_long(model.config, prompt_tokens, new_tokens)
+    refuse_too_long(model.config, prompt_tokens, new_tokens)
     numbers = torch.Generator().manual_seed(SEED)
     shape = (rows, prompt_tokens)
     vocabulary = min(tokenizer.vocab_size, model.config.vocab_size)
@@ -256,7 +256,7 @@ def _run(
     return write
 
 
-def _refuse_too_long(config: ModelConfig, prompt_tokens: int, new_tokens: int) -> None:
+def refuse_too_long(config: ModelConfig, prompt_tokens: int, new_tokens: int) -> None:
     """UserError when the model cannot hold what is asked for."""
     if config.kind == "decoder" and writes(config):
         needed, words = prompt_tokens + new_tokens, f"{prompt_tokens} prompt tokens and {new_tokens} new ones"

@@ -2,8 +2,8 @@
 
 It is optional. A machine without a compiler installs Trivium without it, and whoever asks `available()` first computes
 through torch instead. One library holds the same functions for several levels of vector instructions; the best that the
-processor has is taken, unless the environment variable TRIVIUM_KERNELS names another (`avx512`, `avx2`, `plain`) or
-`off`.
+processor has is taken, unless the environment variable TRIVIUM_KERNELS names another (`vnni`, `avx512`, `avx2`,
+`plain`) or `off`.
 
 It shares torch's threads: torch brings the OpenMP runtime and is therefore imported first.
 """
@@ -33,7 +33,12 @@ class Native:
     library: ctypes.CDLL
     level: int
     name: str
-    """Its instructions: `avx512`, `avx2` or `plain`."""
+    """Its instructions: `vnni` (AVX-512 and products of bytes), `avx512`, `avx2` or `plain`."""
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether int8_dynamic is fast here for any number of rows."""
+        return self.name == "vnni"
 
     def threads(self, weights: int) -> int:
         """How many threads of those torch may use are worth waking for that many weights."""

@@ -1,13 +1,14 @@
-"""y = x W^T + b for a few rows x and a matrix W stored in few bits, on the CPU.
+"""y = x W^T + b for rows x and a matrix W stored in few bits, on the CPU.
 
 Only the weights are quantized: each is widened to fp32 as `code * scale` (+ offset) and meets fp32 activations, so the
-result is that of the dequantized matrix to rounding (tested: 1e-5, relative to the sum of magnitudes). Weights are read
+result is that of the dequantized matrix to rounding (tested: 1e-6, relative to the sum of magnitudes). Weights are read
 once, whatever the number of rows; the order of additions within a result depends neither on the other rows nor on the
-number of threads (tested: bit for bit).
+number of threads (tested: bit for bit). The exception is `int8_dynamic`: x is rounded to int8 too (`cpp/whole_numbers.h`),
+which is made for any number of rows where the processor multiplies bytes (level `vnni`).
 
 Layouts, W being (O, I):
 - `fp32`, `bf16`, `fp16`: (O, I).
-- `int8`: int8 (O, I), scales fp32 (O,).
+- `int8`, `int8_dynamic`: int8 (O, I), scales fp32 (O,).
 - `int4`, `int4_asymmetric`: uint8 (O, I / 2); byte j of each 16 holds input j of 32 in its low half and j + 16 in its
   high half. Scales (and offsets) fp16 (O, I / G): (code - 8) * scale, or code * scale + offset.
 """
@@ -22,7 +23,7 @@ from trivium.kernels.native import native
 from trivium.kernels.structures import MATRIX_KINDS, Matrix
 
 DENSE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-KIND_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "int4_asymmetric": torch.uint8}
+KIND_DTYPES = {"int8": torch.int8, "int8_dynamic": torch.int8, "int4": torch.uint8, "int4_asymmetric": torch.uint8}
 GROUPS = (32, 64, 128)
 
 
@@ -34,7 +35,7 @@ def linear(
     offsets: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """(..., I) -> (..., O) in the type of `x` (fp32, bf16 or fp16); made for up to some 16 rows.
+    """(..., I) -> (..., O) in the type of `x` (fp32, bf16 or fp16); made for up to some 16 rows, of int8_dynamic for any.
 
     Of int4, I may be less than what is packed: the rest counts as zeros. Needs `available()`; ValueError for shapes,
     types and places that do not fit.
@@ -72,7 +73,7 @@ def matrix_of(
         raise ValueError(f"packed must be a matrix, not of shape {tuple(packed.shape)}")
     outputs, inputs = packed.shape[0], packed.shape[1] * per_element
     group = 0
-    if kind == "int8":
+    if kind in ("int8", "int8_dynamic"):
         _check("scales", scales, torch.float32, (outputs,))
     elif kind in KIND_DTYPES:
         group = inputs // scales.shape[1] if scales is not None and scales.ndim == 2 and scales.shape[1] else 0

@@ -23,10 +23,9 @@ from trivium.runtime import Precision
 
 Device = Literal["cpu", "cuda"]
 
-# Holes of a training step on a CPU as shares of activations and logits: (activations kept, computed again).
-HOLES_FP32_ROTATED = (0.72, 1.4)
-HOLES_FP32 = (0.33, 0.85)
-HOLES_16_BITS = (0.56, 1.3)
+# Holes of a training step on a CPU as shares of activations and logits.
+HOLES_FP32_ROTATED, HOLES_FP32, HOLES_16_BITS = 1.0, 0.5, 0.65
+HOLES_RECOMPUTED = 1.4
 # Of gradients, between which activations must find room.
 HOLES_OF_GRADIENTS = 0.15
 # Without a backward pass few blocks are kept between those that are given up.
@@ -37,9 +36,11 @@ CUDA_SMALL_SEGMENT, CUDA_LARGE_SEGMENT, CUDA_ROUNDING = 2 << 20, 20 << 20, 2 << 
 
 def training_holes(config: ModelConfig, precision: Precision, gradient_checkpointing: bool) -> float:
     """Holes of a training step on a CPU, as a share of its activations and logits."""
+    if gradient_checkpointing:
+        return HOLES_RECOMPUTED
     if precision != "fp32":
-        return HOLES_16_BITS[gradient_checkpointing]
-    return (HOLES_FP32_ROTATED if config.positions == "rotary" else HOLES_FP32)[gradient_checkpointing]
+        return HOLES_16_BITS
+    return HOLES_FP32_ROTATED if config.positions == "rotary" else HOLES_FP32
 
 
 def cuda_segment_bytes(size: int) -> int:
@@ -53,8 +54,8 @@ def cuda_segment_bytes(size: int) -> int:
 
 
 def allocator_bytes(device: Device, needed_bytes: int, holes: float, largest_tensor_bytes: int = 0) -> int:
-    """What `device`'s allocator holds beyond `needed_bytes`: on a CPU `holes` as a share of them; on a card what is left
-    of segments, when the largest tensors have that size."""
+    """What `device`'s allocator holds beyond `needed_bytes`: on a CPU `holes` as a share of them; on a card what is
+    left of segments, when the largest tensors have that size."""
     if device == "cpu":
         return int(holes * needed_bytes)
     slack = (CUDA_SMALL_SEGMENT + CUDA_LARGE_SEGMENT) // 2

@@ -21,7 +21,7 @@ from __future__ import annotations
 from trivium.models.config import ModelConfig
 from trivium.planner.activations import FP32, INT64, item_bytes
 from trivium.planner.allocator import INFERENCE_HOLES, Device, allocator_bytes
-from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows
+from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows, process_bytes
 from trivium.planner.weights import quantized_matrices, stored_weights_bytes
 from trivium.quantization.schemes import Scheme
 from trivium.runtime import Precision
@@ -184,7 +184,7 @@ def _plan(
         blocks = (matrix for matrix in quantized_matrices(config) if matrix.name != "embedding")
         activations += max(m.outputs * m.inputs for m in blocks) * item_bytes(precision)
     if framework_bytes is None:
-        framework_bytes = INFERENCE_FRAMEWORK_BYTES if device == "cpu" else 0
+        framework_bytes = process_bytes(INFERENCE_FRAMEWORK_BYTES, precision, device)
     passing = activations + logits + kv_cache
     return MemoryPlan(
         weights_bytes=stored_weights_bytes(config, precision, scheme),

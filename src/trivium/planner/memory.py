@@ -39,6 +39,8 @@ from trivium.runtime import Precision
 # libraries' code that was touched, and their own buffers. Without backward passes less of it is touched.
 FRAMEWORK_BYTES = 344 << 20
 INFERENCE_FRAMEWORK_BYTES = 264 << 20
+# Products in 16 bits are oneDNN's, whose code and generated kernels come on top of those for fp32.
+ONEDNN_BYTES = 12 << 20
 # The chunked cross-entropy's own sizes; its test keeps them equal to those in `training/cross_entropy.py`.
 LOGITS_BYTES = 32 << 20
 SOFTMAX_BYTES = 2 << 20
@@ -120,7 +122,7 @@ def estimate(
         "logits_bytes": held + max(0, passing - temporaries),
     }
     if framework_bytes is None:
-        framework_bytes = FRAMEWORK_BYTES if device == "cpu" else 0
+        framework_bytes = process_bytes(FRAMEWORK_BYTES, precision, device)
     if device == "cpu":
         passing = parts["activations_bytes"] + parts["logits_bytes"]
         idle = allocator_bytes(device, passing, training_holes(config, precision, gradient_checkpointing))
@@ -129,6 +131,13 @@ def estimate(
         largest = tokens * max(config.mlp_width, config.width) * item_bytes(precision)
         idle = allocator_bytes(device, sum(parts.values()), 0.0, largest)
     return MemoryPlan(**parts, framework_bytes=framework_bytes, allocator_bytes=idle)
+
+
+def process_bytes(libraries: int, precision: Precision, device: Device) -> int:
+    """The process before any tensor: `libraries`, and what products in `precision` touch besides."""
+    if device != "cpu":
+        return 0
+    return libraries + (ONEDNN_BYTES if precision != "fp32" else 0)
 
 
 def fits(plan: MemoryPlan, available_bytes: int) -> bool:
@@ -151,8 +160,9 @@ def _cross_entropy_bytes(config: ModelConfig, targets: int, precision: Precision
     item, vocabulary, width = item_bytes(precision), config.vocab_size, config.width
     held = vocabulary * width * FP32 + targets * width * item
     passing = min(chunk_rows(config, precision, chunk_tokens), targets) * vocabulary * item
-    if item != FP32:  # hidden states and head cast, one chunk's share of its gradient, and a block of scores in fp32
-        passing += targets * width * item + 2 * vocabulary * width * item + max(SOFTMAX_BYTES, vocabulary * FP32)
+    if item != FP32:  # hidden states and head cast, a chunk's share of its gradient, also in fp32, a block of scores
+        passing += targets * width * item + vocabulary * width * (2 * item + FP32)
+        passing += max(SOFTMAX_BYTES, vocabulary * FP32)
     return held, passing
 
 

@@ -1,8 +1,9 @@
 """A run says what memory it will need before it begins, and does not begin where that cannot fit.
 
 What is there for a run on a CPU is the least of: the memory that is free now together with what this process already
-holds; the limits of its control groups, likewise; the limits set on the process itself (`ulimit`). On a card it is
-the card's free memory. Swap is not counted: a run that swaps is as good as stopped.
+holds; the limits of its control groups, likewise; the limits set on the process itself (`ulimit -v` and `-d`), less
+the addresses that its libraries have taken, which hold no memory and count. On a card it is the card's free memory.
+Swap is not counted: a run that swaps is as good as stopped.
 
 Invariant its test checks: a run whose plan exceeds this is refused before anything is read or written, unless it was
 told to go on; a run that fits never is.
@@ -114,7 +115,7 @@ def available_bytes(device: str = "cpu") -> int:
         return int(free) + torch.cuda.memory_reserved(device)
     free, held = _free_bytes()
     memberships = _text(Path("/proc/self/cgroup"))
-    return min([free + held, *group_limits(memberships, CGROUPS, held), *_limits_of_process()])
+    return min([free + held, *group_limits(memberships, CGROUPS, held), *_limits_of_process(held)])
 
 
 def _free_bytes() -> tuple[int, int]:
@@ -162,10 +163,16 @@ def _left_by(group: Path, version: str) -> int | None:
         return None
 
 
-def _limits_of_process() -> list[int]:
-    """`ulimit -v` and `-d`, where they are set."""
-    soft = (resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return [limit for limit in soft if limit != resource.RLIM_INFINITY]
+def _limits_of_process(held: int) -> list[int]:
+    """What `ulimit -v` and `-d` leave a process that holds `held` bytes, where they are set."""
+    facts = dict(line.split(":", 1) for line in _text(Path("/proc/self/status")).splitlines() if ":" in line)
+    limits = []
+    for which, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit, _ = resource.getrlimit(which)
+        if limit != resource.RLIM_INFINITY:
+            counted = int(facts.get(name, "0 kB").split()[0]) << 10
+            limits.append(max(0, limit - counted) + held)
+    return limits
 
 
 def _text(path: Path) -> str:

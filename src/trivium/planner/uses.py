@@ -1,7 +1,8 @@
 """How much a use of a model computes at once, told from what the user gives, before anything but a config is read.
 
 Texts are counted in tokens without their tokenizer: a token of running text or code is three bytes or more, so
-bytes / 3 is seldom too few. What is read together follows the batching of `generation/` (its test compares).
+bytes / 3 is seldom too few; a small vocabulary (single characters, say) is taken to need a token for each byte. What is
+read together follows the batching of `generation/` (its test compares).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from trivium.quantization.schemes import Scheme
 from trivium.runtime import Precision
 
 BYTES_PER_TOKEN = 3
+SMALL_VOCABULARY = 2048
 # Positions that scoring and embedding read at a time, unless one text is longer.
 TOKENS_PER_BATCH = 8192
 
@@ -59,16 +61,21 @@ def use_memory(
     )
 
 
-def num_tokens(text: str) -> int:
+def num_tokens(config: ModelConfig, text: str) -> int:
     """About how many tokens a text has, rather too many than too few; at least 1."""
-    return 1 + len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN
+    per_token = BYTES_PER_TOKEN if config.vocab_size >= SMALL_VOCABULARY else 1
+    return 1 + len(text.encode("utf-8", "replace")) // per_token
 
 
 def writing(config: ModelConfig, prompt: str, settings: GenerationSettings) -> Use:
     """One prompt continued, or one source answered."""
-    length = min(num_tokens(prompt), config.max_positions)
-    room = config.max_positions if config.kind == "encoder-decoder" else max(1, config.max_positions - length)
-    return Use(1, length, min(settings.max_new_tokens, room), settings.num_beams, settings.kv_cache == "int8")
+    length, new_tokens = _within(config, num_tokens(config, prompt)), settings.max_new_tokens
+    if config.kind == "encoder-decoder":
+        new_tokens = _within(config, new_tokens)
+    else:  # together they have the context
+        length = min(length, config.max_positions)
+        new_tokens = min(new_tokens, max(1, config.max_positions - length))
+    return Use(1, length, new_tokens, settings.num_beams, settings.kv_cache == "int8")
 
 
 def talking(config: ModelConfig, settings: GenerationSettings, said: str | None) -> Use:
@@ -81,7 +88,12 @@ def talking(config: ModelConfig, settings: GenerationSettings, said: str | None)
 
 def reading(config: ModelConfig, texts: Sequence[str], *, windows: bool = False) -> Use:
     """Texts read whole, those of like length together; with `windows` cut where the context ends."""
-    lengths = [num_tokens(text) for text in texts] or [1]
-    longest = min(max(lengths), config.max_positions)
+    lengths = [num_tokens(config, text) for text in texts] or [1]
+    longest = min(max(lengths), config.max_positions) if windows else _within(config, max(lengths))
     rows = sum(-(-length // longest) for length in lengths) if windows else len(lengths)
     return Use(min(rows, max(1, TOKENS_PER_BATCH // longest)), longest)
+
+
+def _within(config: ModelConfig, length: int) -> int:
+    """Where positions are learned there is no further one; other kinds go on."""
+    return min(length, config.max_positions) if config.positions == "learned" else length

@@ -51,9 +51,9 @@ def planned_memory(recipe: PretrainRecipe, device: str = "cpu", held_bytes: int 
     )
 
 
-def prepared_memory(recipe: PretrainRecipe, runtime: Runtime) -> MemoryPlan:
-    """The plan once all is ready for the first step: text, libraries and earlier runs take their share by then."""
-    give_back_freed_memory()
+def memory_from_now(recipe: PretrainRecipe, runtime: Runtime) -> MemoryPlan:
+    """The plan of a run that begins now: what earlier work of the process left in it, or text, takes its share."""
+    give_back_freed_memory(everything=True)
     return planned_memory(recipe, runtime.device, current_bytes(runtime.torch_device()))
 
 
@@ -73,7 +73,7 @@ def micro_batch_rows(recipe: PretrainRecipe) -> int:
 
 def state_run(recipe: PretrainRecipe, runtime: Runtime, progress: Progress) -> MemoryPlan:
     """Say the run's plan; UserError where it does not fit and the recipe does not insist."""
-    plan = planned_memory(recipe, runtime.device)
+    plan = memory_from_now(recipe, runtime)
 
     def cures() -> Sequence[str]:
         from trivium.planner.plan import settings_of_recipe

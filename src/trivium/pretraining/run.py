@@ -38,10 +38,10 @@ from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, 
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
 from trivium.pretraining.objective import TokenObjective
-from trivium.pretraining.planning import prepared_memory, record_measured, state_run
+from trivium.pretraining.planning import memory_from_now, record_measured, state_run
 from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
-from trivium.progress import SILENT, Progress, short_bytes, short_number
+from trivium.progress import SILENT, Progress, short_number
 from trivium.quantization.quantize import refuse_quantized
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
@@ -141,7 +141,6 @@ class _Run:
             material = prepare_material(self.recipe, tokenizer, self.progress)
         with self.peers.together():
             source = material.training_source(self.runtime)
-        self.plan = prepared_memory(self.recipe, self.runtime)
         self._introduce(config, material, source)
         model = self._begin(config)
         result = self._train(model, config, material, source)
@@ -186,7 +185,7 @@ class _Run:
         self.progress.note(
             f"{short_number(num_parameters(config))} parameters; {steps} steps of {data.rows_per_step} rows of "
             f"{data.sequence_length} tokens, {steps / (source.num_rows / data.rows_per_step):.2f} times through "
-            f"{short_number(material.num_tokens)} tokens; planned memory {short_bytes(self.plan.peak_bytes)}"
+            f"{short_number(material.num_tokens)} tokens"
         )
         if cut := num_cut_pairs(source):
             self.progress.note(f"{cut} pairs are longer than data.sequence_length={data.sequence_length} and were cut")
@@ -219,7 +218,8 @@ class _Run:
                 progress=self.progress,
                 flops_per_token=training_flops_per_token(config, recipe.data.sequence_length),
                 peak_flops=None if peak is None else peak * runtime.world_size,
-                planned_peak_bytes=self.plan.peak_bytes,
+                # What reading the text has left in the process cannot be given back by the steps.
+                planned_peak_bytes=memory_from_now(recipe, runtime).peak_bytes,
             )
 
     def _evaluation(self, model: Model, material: Material, rows: EvaluationRows) -> Evaluate:

@@ -135,10 +135,16 @@ def output_errors(difference: Tensor, gram: Tensor) -> Tensor:
 
 @torch.no_grad()
 def visit_blocks(
-    model: Model, batches: Sequence[Batch], treat: Callable[[Visit], None], *, progress: Progress = SILENT
+    model: Model,
+    batches: Sequence[Batch],
+    treat: Callable[[Visit], None],
+    *,
+    doing: str = "calibrating",
+    progress: Progress = SILENT,
 ) -> None:
     """Call `treat`, which may change it, with each block of the model and what enters it, from the first to the last.
 
+    `doing` is what progress calls it.
     Raises UserError for batches that are empty or do not fit the model.
     """
     inputs = [(batch,) if isinstance(batch, Tensor) else batch for batch in batches]
@@ -147,7 +153,7 @@ def visit_blocks(
     modes = [module for module in model.modules() if module.training]
     model.eval()
     stacks = [model.encoder, model.decoder] if isinstance(model, EncoderDecoder) else [model.stack]
-    progress.start("calibrating", total=sum(len(stack.blocks) for stack in stacks), unit="blocks")
+    progress.start(doing, total=sum(len(stack.blocks) for stack in stacks), unit="blocks")
     try:
         if isinstance(model, EncoderDecoder):
             states = [_entering(model.encoder, lambda s=source: model.encode(s)) for source, _ in inputs]  # type: ignore[misc]

@@ -88,13 +88,23 @@ class PartError:
 
 @torch.no_grad()
 def compare(
-    original: Model, quantized: Model, rows: Sequence[ScoredRows], *, seed: int = 0, progress: Progress = SILENT
+    original: Model,
+    quantized: Model,
+    rows: Sequence[ScoredRows],
+    *,
+    states: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
 ) -> Comparison:
-    """Both models on the same rows. Raises UserError when nothing is scored or scores are not finite."""
+    """Both models on the same rows. Raises UserError when nothing is scored or scores are not finite.
+
+    `states` are the original's `scored_states` on these rows, where they are known already.
+    """
     sums: list[Tensor] = []
     progress.start("comparing with the original", total=sum(len(some.targets_BT) for some in rows), unit="rows")
-    for some in rows:
-        sums.append(_sums_of_rows(original, quantized, some))
+    for number, some in enumerate(rows):
+        known = scored_states(original, some) if states is None else states[number]
+        sums.append(_sums_of_rows(original, quantized, some, known))
         progress.advance(len(some.targets_BT))
     progress.finish()
     table_R5 = torch.cat(sums) if sums else torch.zeros(0, 5)
@@ -196,7 +206,7 @@ def part_errors(
         for part, (difference, total) in sums.items():
             errors.append(PartError(f"{visit.name}.{part}", (difference / max(total, 1e-300)) ** 0.5))
 
-    visit_blocks(original, batches, treat, progress=progress)
+    visit_blocks(original, batches, treat, doing="comparing parts", progress=progress)
     return errors
 
 
@@ -220,11 +230,11 @@ def _outputs(block: Block, state: State, layer: int) -> dict[str, Tensor]:
     return {part: caught[part] for part in PARTS if part in caught}
 
 
-def _sums_of_rows(original: Model, quantized: Model, rows: ScoredRows) -> Tensor:
+def _sums_of_rows(original: Model, quantized: Model, rows: ScoredRows, states_ND: Tensor) -> Tensor:
     """(B, 5) fp64 on the CPU, of each row: positions, both negative log-likelihoods, KL, equal likeliest tokens."""
     scored_BT = rows.targets_BT >= 0
     row_N, targets_N = scored_BT.nonzero()[:, 0], rows.targets_BT[scored_BT]
-    states = [_scored_states(model, rows.inputs, scored_BT) for model in (original, quantized)]
+    states = [states_ND, scored_states(quantized, rows)]
     size = max(1, LOGITS_PER_CHUNK // original.config.vocab_size)
     sums_B5 = torch.zeros(len(scored_BT), 5, dtype=torch.float64)
     for start in range(0, len(targets_N), size):
@@ -247,10 +257,11 @@ def _sums_of_rows(original: Model, quantized: Model, rows: ScoredRows) -> Tensor
     return sums_B5
 
 
-def _scored_states(model: Model, inputs: tuple[Tensor, ...], scored_BT: Tensor) -> Tensor:
-    """(N, D): the hidden states at the scored positions."""
-    hidden_BTD = _evaluated(model, lambda *arguments: hidden_states(model, arguments), inputs)
-    return hidden_BTD[scored_BT.to(hidden_BTD.device)]
+@torch.no_grad()
+def scored_states(model: Model, rows: ScoredRows) -> Tensor:
+    """(N, D): the hidden states at the scored positions, N in the order of the rows."""
+    hidden_BTD = _evaluated(model, lambda *arguments: hidden_states(model, arguments), rows.inputs)
+    return hidden_BTD[(rows.targets_BT >= 0).to(hidden_BTD.device)]
 
 
 def _evaluated(model: Model, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:

@@ -2,8 +2,8 @@
 
 A few rows (decoding) go to the compiled kernels, which read each code once and never unpack. Many rows are worth
 unpacking for, a piece of the matrix at a time, since a product with so many costs more than that. `int8_dynamic`
-rounds each row of activations to int8, absmax / 127 per step, and multiplies whole numbers: also for one row, where it
-is fastest too, so that a row's result never depends on how many came with it.
+rounds activations to int8, in groups of 64 with absmax / 127 per step (one step for a whole row would be spoilt by its
+largest number), and the kernels multiply whole numbers; without them the rounded activations are multiplied in fp32.
 
 Invariant its test checks: each way equals the product with the unpacked matrix in fp64 (int8_dynamic: with the rounded
 activations).
@@ -16,11 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trivium import kernels
-from trivium.quantization.packing import Packed, decode, full_scales
+from trivium.kernels.native import native
+from trivium.quantization.packing import Packed, decode
 
 UNPACKED_AT_A_TIME = 1 << 20
 """Numbers of a matrix unpacked at a time: a few MB, which stay in the processor's cache."""
 KERNEL_KINDS = ("int8", "int4", "int4_asymmetric")
+ROUNDED_TOGETHER = 64
+"""Activations of int8_dynamic that share a step (in the kernels: BYTES)."""
+SMALLEST = 1e-30
+"""A group without larger activations counts as zeros."""
 FEW_ROWS = 16
 """Up to so many rows the kernels are tried; without them torch's own product of bf16 rows with int8."""
 
@@ -68,29 +73,28 @@ def _unpacked_product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None) -> Te
 
 
 def _int8_product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None) -> Tensor:
-    """With activations rounded to int8, each row by its own scale; sums of whole numbers are exact."""
-    codes_MI, steps_M1 = rounded_rows(x_MI)
-    sums_MO = _whole_numbers(codes_MI, matrix.packed)
-    y_MO = sums_MO.float().mul_(steps_M1).mul_(full_scales(matrix))
+    """With activations rounded to int8."""
+    if _kernels_round(x_MI, matrix):
+        return kernels.linear(x_MI, "int8_dynamic", matrix.packed, matrix.scales, None, bias_O)
+    y_MO = F.linear(rounded(x_MI), matrix.packed.float()).mul_(matrix.scales)
     return (y_MO if bias_O is None else y_MO.add_(bias_O.float())).to(x_MI.dtype)
 
 
-def rounded_rows(x_MI: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (M, I) of activations, and what one code of a row stands for, (M, 1) fp32."""
-    x_MI = x_MI.float()
-    steps_M1 = x_MI.abs().amax(1, keepdim=True) / 127
-    return (x_MI / steps_M1.clamp(min=torch.finfo(torch.float32).tiny)).round_().to(torch.int8), steps_M1
+def _kernels_round(x_MI: Tensor, matrix: Packed) -> bool:
+    """Whether the kernels are the faster way."""
+    library = native()
+    if library is None or x_MI.device.type != "cpu" or x_MI.dtype == torch.float64:
+        return False
+    return library.multiplies_bytes or len(x_MI) <= FEW_ROWS
 
 
-def _whole_numbers(left_MI: Tensor, right_OI: Tensor) -> Tensor:
-    """int32 products of int8 matrices, (M, O)."""
-    rows, outputs = len(left_MI), len(right_OI)
-    if left_MI.device.type == "cpu":
-        return torch._int_mm(left_MI, right_OI.T)
-    # On a GPU sizes must be multiples of 8, and of more than 16 rows.
-    padded = F.pad(left_MI, (0, -left_MI.shape[1] % 8, 0, max(-rows % 8, 24 - rows)))
-    matrix = F.pad(right_OI, (0, -right_OI.shape[1] % 8, 0, -outputs % 8))
-    return torch._int_mm(padded, matrix.T)[:rows, :outputs]
+def rounded(x_MI: Tensor) -> Tensor:
+    """Activations as their int8 codes stand for them, fp32; in groups of ROUNDED_TOGETHER, each with its own step."""
+    rows, inputs = x_MI.shape
+    x_MGI = F.pad(x_MI.float(), (0, -inputs % ROUNDED_TOGETHER)).view(rows, -1, ROUNDED_TOGETHER)
+    most_MG1 = x_MGI.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST)
+    codes_MGI = (x_MGI * (127 / most_MG1)).round_()
+    return codes_MGI.mul_(most_MG1 / 127).flatten(1)[:, :inputs]
 
 
 def _finished(sums_MO: Tensor, scales_O: Tensor, bias_O: Tensor | None) -> Tensor:

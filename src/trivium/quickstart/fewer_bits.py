@@ -16,6 +16,7 @@ from typing import Any
 from trivium.checkpoints.bundle import load, quantize
 from trivium.data.prepare import held_out_texts
 from trivium.pretraining.run import SUMMARY, write_summary
+from trivium.progress import short_bytes
 from trivium.quickstart.state import Quickstart
 from trivium.report.compression import compression_report, compression_table
 from trivium.report.page import write_report
@@ -65,7 +66,7 @@ def rows(cost: dict[str, Any], summary: dict[str, Any]) -> dict[str, str]:
     interval = "" if ends is None else f" (95 %: {ends[0]:+.2%} to {ends[1]:+.2%})"
     change = f"{quality['perplexity_change']:+.2%}{interval}, {quality['agreement']:.1%} the same likeliest token"
     found = {
-        "int8 model": f"{size['quantized'] / 1e6:.1f} MB in memory instead of {size['original'] / 1e6:.1f} MB",
+        "int8 model": f"{short_bytes(size['quantized'])} in memory instead of {short_bytes(size['original'])}",
         f"  {quality['measure']}": change,
     }
     facts = summary.get("tokenizer_facts") or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from trivium.config import build_settings
@@ -12,7 +13,7 @@ from trivium.files import write_atomically
 from trivium.machine import peak_product_flops
 from trivium.models.config import Kind, ModelConfig
 from trivium.planner.statement import PART_NAMES, available_bytes, state_plan
-from trivium.pretraining.planning import planned_memory
+from trivium.pretraining.planning import memory_from_now
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 from trivium.progress import short_bytes, short_number, short_time
@@ -31,6 +32,11 @@ PROMPTS: dict[Kind, list[str]] = {
 MEASURE_SHARE, CLOSING_SECONDS = 0.06, 12.0
 # And for packing the model in 8 bits and measuring that, at the end: so much, or a share of a short quickstart.
 PACKING_SECONDS, PACKING_SHARE = 15.0, 0.05
+# Time steps get at the least, however short the quickstart.
+LEAST_SECONDS = 10.0
+# What is not known before there is a tokenizer: seconds that learning it and tokenizing take for each million bytes of
+# text, and the bytes of a token.
+TOKENIZING_SECONDS, USUAL_BYTES_PER_TOKEN = 1.5, 3.7
 PLAN = "plan.json"
 # Parts of the memory that are a smaller share than this are not shown one by one.
 LEAST_SHARE = 0.03
@@ -64,40 +70,59 @@ def learn_tokenizer(state: Quickstart) -> None:
 
 
 def choose_size(state: Quickstart) -> None:
-    """Choose the model for this machine and time, say what it needs, and time real steps of it."""
-    saved = state.out / "pretrain" / "recipe.yaml"
-    if saved.is_file():
+    """Choose the model for this machine and time, and say what it needs, before anything is read or written."""
+    if _saved_recipe(state).is_file():
         return
-    data, kind, share = state.data, state.kind, PRETRAINING_SHARE[state.kind]
+    data, kind = state.data, state.kind
     runtime = choose_runtime(seed=SEED)
     prepare_process(runtime)
+    text_bytes = sum(len(text) for text in training_texts(data))
     rate = (peak_product_flops(runtime.device, runtime.precision) or 1e11) * USUAL_UTILISATION
-    training = TrainingSettings(steps=1, precision=runtime.precision)
-    budget = _budget(state, share)
-    most_tokens = MOST_EPOCHS[kind] * state.tokens
-    model = shape_for(rate * max(budget, 10.0), VOCABULARY, data.sequence_length, most_tokens, kind)
-    plan = planned_memory(_recipe(state, model, runtime, MIN_STEPS))
+    seconds = max(LEAST_SECONDS, _budget(state, 1e-6 * text_bytes * TOKENIZING_SECONDS))
+    most_tokens = MOST_EPOCHS[kind] * text_bytes / USUAL_BYTES_PER_TOKEN
+    state.model = shape_for(rate * seconds, VOCABULARY, data.sequence_length, most_tokens, kind)
+    state.plan = memory_from_now(_recipe(state, state.model, runtime, MIN_STEPS), runtime)
     state_plan(
-        plan,
+        state.plan,
         "this quickstart",
         device=runtime.device,
         ignore=state.ignore_plan,
         suggest=lambda: ["fewer --minutes: a smaller model"],
         progress=state.progress,
     )
+    state.progress.note(
+        f"planned time: {short_time(60 * state.minutes)}, of which {short_time(seconds)} to pretrain a model of width "
+        f"{state.model.width} with {state.model.layers} layers"
+    )
+
+
+def choose_steps(state: Quickstart) -> None:
+    """Time real steps of the model, and take as many as fill the time."""
+    if _saved_recipe(state).is_file():
+        return
+    data, kind, model, plan = state.data, state.kind, state.model, state.plan
+    assert model is not None and plan is not None
+    runtime = choose_runtime(seed=SEED)
+    training = TrainingSettings(steps=1, precision=runtime.precision)
     state.progress.note(f"timing steps of a model of width {model.width} with {model.layers} layers")
     seconds = time_steps(
-        model, runtime, training, data.rows_per_step, data.rows_per_micro_batch, min(10.0, 0.03 * budget)
+        model, runtime, training, data.rows_per_step, data.rows_per_micro_batch, min(10.0, 0.03 * _budget(state))
     )
-    budget = _budget(state, share)
+    budget = _budget(state)
     # An evaluation reads its rows once, forward only: about a third of what training on them takes.
     evaluation = seconds * (data.evaluation_rows or 0) / data.rows_per_step / 3
-    most_steps = most_tokens // (data.rows_per_step * data.sequence_length)
+    most_steps = MOST_EPOCHS[kind] * state.tokens // (data.rows_per_step * data.sequence_length)
     steps = max(MIN_STEPS, min(most_steps, int((budget - EVALUATIONS * evaluation) / seconds)))
     state.recipe = _recipe(state, model, runtime, steps)
     hours = (steps * seconds + EVALUATIONS * evaluation) / 3600
+    state.progress.note(f"planned time: {short_time(3600 * hours)} for {steps} steps of pretraining")
     facts = {**plan.to_dict(), "hours": hours, "available_bytes": available_bytes(runtime.device)}
     write_atomically(state.out / PLAN, json.dumps(facts, indent=2) + "\n")
+
+
+def _saved_recipe(state: Quickstart) -> Path:
+    """The recipe of a quickstart that has come as far as pretraining."""
+    return state.out / "pretrain" / "recipe.yaml"
 
 
 def _recipe(state: Quickstart, model: ModelConfig, runtime: Runtime, steps: int) -> PretrainRecipe:
@@ -129,8 +154,8 @@ def _recipe(state: Quickstart, model: ModelConfig, runtime: Runtime, steps: int)
     )
 
 
-def say_plan(state: Quickstart) -> None:
-    """The plan as the first rows of the table, before anything is trained."""
+def tell_plan(state: Quickstart) -> None:
+    """The plan as the first rows of the table."""
     file = state.out / PLAN
     if not file.is_file():  # the run was begun before there was one
         return
@@ -146,15 +171,13 @@ def say_plan(state: Quickstart) -> None:
         "planned time": f"{short_time(3600 * plan['hours'])} of pretraining",
     }
     state.table = {**rows, **state.table}
-    width = max(map(len, rows)) + 2
-    for name, value in rows.items():
-        state.progress.note(f"{name:<{width}}{value}")
 
 
-def _budget(state: Quickstart, share: float) -> float:
-    """Seconds for the steps of pretraining."""
+def _budget(state: Quickstart, before: float = 0.0) -> float:
+    """Seconds for the steps of pretraining; `before`: of what is still to be done before them."""
     packing = min(PACKING_SECONDS, PACKING_SHARE * 60 * state.minutes)
-    return share * (state.seconds_left - packing) * (1 - MEASURE_SHARE) - CLOSING_SECONDS
+    left = PRETRAINING_SHARE[state.kind] * (state.seconds_left - before - packing)
+    return left * (1 - MEASURE_SHARE) - CLOSING_SECONDS
 
 
 def learn_language(state: Quickstart) -> None:

@@ -1,8 +1,10 @@
 """From nothing to a trained, measured language model, in the time asked for: a list of stages for each kind of model.
 
-A stage reads what earlier stages left in `Quickstart` and adds its own rows to the table that is printed at the end.
-Everything lies under one directory: `tokenizer/`, and a run directory for each stage that trains (`pretrain/`, then
-`classify/` for an encoder and `summaries/` for an encoder-decoder); at the end `int8/`, the pretrained model in 8 bits.
+It begins with the plan of the largest stage, pretraining: what cannot fit is refused before anything is written. Then
+come the stages, each of which reads what earlier ones left in `Quickstart` and adds its own rows to the table that is
+printed at the end. Everything lies under one directory: `tokenizer/`, and a run directory for each stage that trains
+(`pretrain/`, then `classify/` for an encoder and `summaries/` for an encoder-decoder); at the end `int8/`, the
+pretrained model in 8 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from trivium.models.config import Kind
 from trivium.progress import SILENT, Progress, short_time
 from trivium.quickstart.classifier import learn_packages
 from trivium.quickstart.fewer_bits import pack
-from trivium.quickstart.pretraining import choose_size, learn_language, learn_tokenizer, say_plan
+from trivium.quickstart.pretraining import choose_size, choose_steps, learn_language, learn_tokenizer, tell_plan
 from trivium.quickstart.state import Quickstart, Stage
 from trivium.quickstart.summaries import learn_summaries
 
@@ -26,8 +28,8 @@ ORDERS = "quickstart.json"
 
 FIRST_STAGES = [
     Stage("tokenizer", learn_tokenizer),
-    Stage("size", choose_size),
-    Stage("plan", say_plan),
+    Stage("steps", choose_steps),
+    Stage("plan", tell_plan),
     Stage("pretrain", learn_language),
 ]
 LAST_STAGES = [Stage("int8", pack)]
@@ -58,8 +60,11 @@ def quickstart(
         raise UserError(f"--family {family}: there is no such kind of model; {cure}")
     if not 0.2 <= minutes <= 7 * 24 * 60:
         raise UserError(f"--minutes {minutes:g}: give between 0.2 minutes and a week")
-    claim(out, {"family": family, "minutes": minutes})
+    orders = {"family": family, "minutes": minutes}
+    refuse_other(out, orders)
     state = Quickstart(out, minutes, kind, progress, time.perf_counter(), ignore_plan=ignore_plan)
+    choose_size(state)
+    write_atomically(out / ORDERS, json.dumps(orders) + "\n")
     for stage in STAGES[kind]:
         stage.work(state)
     seconds = time.perf_counter() - state.began
@@ -79,8 +84,8 @@ def quickstart(
     }
 
 
-def claim(out: Path, orders: dict[str, Any]) -> None:
-    """Make `out` this quickstart's directory, or find that it is one with the same orders."""
+def refuse_other(out: Path, orders: dict[str, Any]) -> None:
+    """UserError unless `out` is empty, or a quickstart's directory with the same orders."""
     file = out / ORDERS
     if file.is_file():
         try:
@@ -95,5 +100,3 @@ def claim(out: Path, orders: dict[str, Any]) -> None:
             )
     elif not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no quickstart: choose another --out")
-    else:
-        write_atomically(file, json.dumps(orders) + "\n")

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from trivium.data.corpus import STANDARD_LIBRARY
 from trivium.data.settings import DataSettings
-from trivium.models.config import Kind
+from trivium.models.config import Kind, ModelConfig
+from trivium.planner.memory import MemoryPlan
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import Progress
 
@@ -38,6 +39,10 @@ class Quickstart:
     progress: Progress
     began: float
     tokens: int = 0
+    model: ModelConfig | None = None
+    """The shape that is pretrained; None in a quickstart that goes on with its run."""
+    plan: MemoryPlan | None = None
+    """What pretraining it needs."""
     recipe: PretrainRecipe | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     """Of the pretraining run."""

@@ -29,11 +29,18 @@ from trivium.generation.prompts import document_start
 from trivium.generation.settings import GenerationSettings
 from trivium.models.encoder import Encoder
 from trivium.models.encoder_decoder import EncoderDecoder
-from trivium.progress import SILENT, Progress
-from trivium.quantization.error import ScoredRows, compare, hidden_states, part_errors, results_alike, weight_errors
+from trivium.progress import SILENT, Progress, short_bytes
+from trivium.quantization.error import (
+    ScoredRows,
+    compare,
+    hidden_states,
+    part_errors,
+    results_alike,
+    scored_states,
+    weight_errors,
+)
 from trivium.quantization.quantize import tensors_bytes
 from trivium.quantization.replacing import scheme_of
-from trivium.report import units
 
 WINDOWS, WINDOW_TOKENS = 16, 512
 """How much of the text is scored, unless told otherwise."""
@@ -56,13 +63,18 @@ def compression_report(
     windows: int = WINDOWS,
     window_tokens: int = WINDOW_TOKENS,
     prompts: int = PROMPTS,
+    timed: bool = True,
+    known: dict[str, Any] | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Size, quality and speed of both, and the errors of the quantized one's parts: plain numbers, ready for JSON.
 
     `text` is scored in `windows` of `window_tokens` ids, or as many as it has; it should not be what the model was
-    calibrated on. `prompts`: 0 leaves greedy texts and speeds out. Raises UserError for text too short for a window.
+    calibrated on. `prompts`: 0 leaves greedy texts and speeds out, `timed`: False speeds alone. `known` is a dict that
+    reports on one original and one text may share: what was found of the original is kept in it for the next one.
+    Raises UserError for text too short for a window.
     """
+    known = {} if known is None else known
     rows = scored_rows(original, text, windows, window_tokens)
     scheme = scheme_of(quantized.model)
     before, after = tensors_bytes(original.model), tensors_bytes(quantized.model)
@@ -71,15 +83,15 @@ def compression_report(
         "windows": sum(len(some.targets_BT) for some in rows),
         "window_tokens": rows[0].targets_BT.shape[1],
         "bytes": {"original": before, "quantized": after, "share": after / before},
-        "quality": _quality(original, quantized, rows, progress),
+        "quality": _quality(original, quantized, rows, known, progress),
         "greedy": None,
         "speed": None,
     }
     writes = original.config.kind != "encoder" and original.config.head == "lm"
     if prompts and writes:
-        report["greedy"] = _greedy(original, quantized, rows, prompts, progress)
-    if prompts:
-        report["speed"] = _speeds(original, quantized, rows[0], writes)
+        report["greedy"] = _greedy(original, quantized, rows, prompts, known, progress)
+    if prompts and timed:
+        report["speed"] = speeds(original, quantized, rows[0], writes)
     parts = part_errors(original.model, quantized.model, [rows[0].inputs], progress=progress)
     report["parts"] = {part.name: part.error for part in parts}
     folded = scheme is not None and scheme.method == "awq"  # its matrices are scaled, and cannot be compared one by one
@@ -90,16 +102,16 @@ def compression_report(
 def compression_table(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of a table: what, of the original, of the quantized model with the change."""
     size, quality = report["bytes"], report["quality"]
-    shrunk = f"{units.size(size['quantized'])} ({size['share']:.0%})"
-    rows = [("size in memory", units.size(size["original"]), shrunk), *_quality_rows(quality)]
+    shrunk = f"{short_bytes(size['quantized'])} ({size['share']:.0%})"
+    rows = [("size in memory", short_bytes(size["original"]), shrunk), *_quality_rows(quality)]
     if (greedy := report["greedy"]) is not None:
         first = greedy["first_difference"]
         parted = "" if first is None else f", the others part after {first:.0f} tokens"
         whole = f"{greedy['whole']} of {greedy['prompts']} greedy texts whole{parted}"
         rows.append(("greedy text", "", f"{greedy['equal']:.1%} of tokens equal, {whole}"))
-    for name, speeds in (report["speed"] or {}).items():
-        change = f"{speeds['quantized']:,.0f} tokens/s ({speeds['quantized'] / speeds['original']:.2f} x)"
-        rows.append((name, f"{speeds['original']:,.0f} tokens/s", change))
+    for name, speed in (report["speed"] or {}).items():
+        change = f"{speed['quantized']:,.0f} tokens/s ({speed['quantized'] / speed['original']:.2f} x)"
+        rows.append((name, f"{speed['original']:,.0f} tokens/s", change))
     worst = sorted(report["parts"].items(), key=lambda item: -item[1])[:WORST]
     rows.append(("largest errors", "", ", ".join(f"{name} {error:.1%}" for name, error in worst)))
     return rows
@@ -158,11 +170,15 @@ def _hidden(bundle: Bundle, ids: list[int], seed: int) -> tuple[tuple[list[int]]
     return (inputs.tolist(),), targets.tolist()
 
 
-def _quality(original: Bundle, quantized: Bundle, rows: list[ScoredRows], progress: Progress) -> dict[str, Any]:
+def _quality(
+    original: Bundle, quantized: Bundle, rows: list[ScoredRows], known: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
     if original.config.head != "lm" or not any(bool((some.targets_BT >= 0).any()) for some in rows):
         alike = results_alike(original.model, quantized.model, [some.inputs for some in rows], progress=progress)
         return {"measure": "results", "error": alike.error, "agreement": alike.agreement}
-    found = compare(original.model, quantized.model, rows, progress=progress)
+    if "states" not in known:
+        known["states"] = [scored_states(original.model, some) for some in rows]
+    found = compare(original.model, quantized.model, rows, states=known["states"], progress=progress)
     names = {"decoder": "perplexity", "encoder": "perplexity of hidden tokens", "encoder-decoder": "target perplexity"}
     return {
         "measure": names[original.config.kind],
@@ -194,16 +210,21 @@ def _quality_rows(quality: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _greedy(
-    original: Bundle, quantized: Bundle, rows: Sequence[ScoredRows], prompts: int, progress: Progress
+    original: Bundle,
+    quantized: Bundle,
+    rows: Sequence[ScoredRows],
+    prompts: int,
+    known: dict[str, Any],
+    progress: Progress,
 ) -> dict[str, Any]:
     """How much of the greedy continuations of the windows' beginnings (of an encoder-decoder: sources) is the same."""
     source = original.config.kind == "encoder-decoder"
     windows = [row for some in rows for row in some.inputs[0].tolist()][:prompts]
     given = windows if source else [row[:PROMPT_TOKENS] for row in windows]
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS)
-    texts = [
-        [made.tokens for made in _generated(bundle, given, settings, progress)] for bundle in (original, quantized)
-    ]
+    if "texts" not in known:
+        known["texts"] = [made.tokens for made in _generated(original, given, settings, progress)]
+    texts = known["texts"], [made.tokens for made in _generated(quantized, given, settings, progress)]
     equal = total = whole = 0
     firsts: list[int] = []
     for expected, found in zip(*texts, strict=True):
@@ -228,7 +249,7 @@ def _generated(bundle: Bundle, given: Sequence[Sequence[int]], settings: Generat
     return generate(bundle.model, bundle.tokenizer, given, settings, eos_ids=eos_ids, progress=progress)
 
 
-def _speeds(original: Bundle, quantized: Bundle, rows: ScoredRows, writes: bool) -> dict[str, dict[str, float]]:
+def speeds(original: Bundle, quantized: Bundle, rows: ScoredRows, writes: bool) -> dict[str, dict[str, float]]:
     """Tokens per second of both: reading one window, and writing one text after a short prompt."""
     window = tuple(part[:1] for part in rows.inputs)
     tokens = sum(part.numel() for part in window)
@@ -243,10 +264,10 @@ def _speeds(original: Bundle, quantized: Bundle, rows: ScoredRows, writes: bool)
         prompt = window[0][0, : window[0].shape[1] if isinstance(bundle.model, EncoderDecoder) else 4].tolist()
         return len(_generated(bundle, [prompt], settings, SILENT)[0].tokens)
 
-    speeds = {"reading": _in_turns(original, quantized, read)}
+    found = {"reading": _in_turns(original, quantized, read)}
     if writes:
-        speeds["writing"] = _in_turns(original, quantized, write)
-    return speeds
+        found["writing"] = _in_turns(original, quantized, write)
+    return found
 
 
 def _in_turns(original: Bundle, quantized: Bundle, work: Callable[[Bundle], float]) -> dict[str, float]:
@@ -257,7 +278,7 @@ def _in_turns(original: Bundle, quantized: Bundle, work: Callable[[Bundle], floa
             started = time.perf_counter()
             done = work(bundle)
             taken[name].append(done / (time.perf_counter() - started))
-    return {name: statistics.median(speeds[1:]) for name, speeds in taken.items()}
+    return {name: statistics.median(rates[1:]) for name, rates in taken.items()}
 
 
 def _exp(nats: float) -> float:

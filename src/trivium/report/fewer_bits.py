@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from trivium.report import markup, units
+from trivium.progress import short_bytes
+from trivium.report import markup
 from trivium.report.plots import Bar, bar_plot
 from trivium.report.run_data import Facts, RunData, number, part, words
 
@@ -23,7 +24,7 @@ def section(run: RunData) -> str:
     if not cost:
         return ""
     name = words(part(cost, "scheme"), "format", 40) or "fewer bits"
-    pieces = [_pair(part(cost, "bytes"), name, "Size in memory", "size", units.size)]
+    pieces = [_pair(part(cost, "bytes"), name, "Size in memory", "size", short_bytes)]
     speeds = part(cost, "speed")
     pieces += [
         _pair(part(speeds, what), name, f"Speed of {what}", what, lambda value: f"{value:,.0f} tokens/s")

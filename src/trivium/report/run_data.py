@@ -20,11 +20,12 @@ from pathlib import Path
 import yaml
 
 from trivium.errors import UserError
+from trivium.report import units
 
 # Limits of what is read: far above what a run writes, far below what hurts a machine.
-MAX_METRICS_BYTES = 512 << 20
+MAX_METRICS_BYTES = 512 * 10**6
 MAX_LINE_BYTES = 64 << 10
-MAX_DOCUMENT_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 4 * 10**6
 MAX_EVENTS = 200
 
 # The keys of `metrics.jsonl` that become curves; others are ignored.
@@ -163,7 +164,7 @@ def _read_text(path: Path, notes: list[str]) -> str | None:
         notes.append(f"{path.name} could not be read: {error.strerror or error}.")
         return None
     if len(data) > MAX_DOCUMENT_BYTES:
-        notes.append(f"{path.name} is larger than {MAX_DOCUMENT_BYTES >> 20} MiB and was left out.")
+        notes.append(f"{path.name} is larger than {units.size(MAX_DOCUMENT_BYTES)} and was left out.")
         return None
     return data.decode("utf-8", "replace")
 
@@ -253,7 +254,7 @@ def _read_log(path: Path, notes: list[str]) -> _Log:
         notes.append(f"{path.name} could not be read: {error.strerror or error}.")
         return log
     if too_long:
-        notes.append(f"Only the first {MAX_METRICS_BYTES >> 20} MiB of {path.name} were read.")
+        notes.append(f"Only the first {units.size(MAX_METRICS_BYTES)} of {path.name} were read.")
     if log.damaged:
         lines = "line" if log.damaged == 1 else "lines"
         notes.append(f"{log.damaged} damaged {lines} of {path.name} skipped.")

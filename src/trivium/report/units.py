@@ -26,14 +26,14 @@ def count(value: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes in binary units: 512 B, 1.5 KiB, 2.31 GiB."""
+    """Bytes in units of a thousand, as everywhere: 512 B, 1.50 kB, 2.31 GB."""
     value = float(num_bytes)
     if not math.isfinite(value):
         return str(value)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024 or unit == "TiB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
             return f"{value:.0f} B" if unit == "B" else f"{figure(value)} {unit}"
-        value /= 1024
+        value /= 1000
     raise AssertionError("the last unit takes every value")
 
 

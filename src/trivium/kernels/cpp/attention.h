@@ -6,7 +6,13 @@
 // arXiv:2205.14135, 3.1). Whoever finishes the last chunk of a head adds them up. Neither threads nor neighbours change
 // the order of any sum.
 
+//
+// Where a slot gets many rows at once, keys are laid across first, so that queries meet them 64 at a time without adding
+// up lanes: a matrix product. The sums of a score then have another order.
+
 constexpr int64_t CHUNK = 128;
+constexpr int64_t QUERIES = 24;     // worked on at a time, so that their scores stay in the cache
+constexpr int64_t MANY_ROWS = 33;  // of one slot
 
 // What the threads of a step share about attention in one layer.
 struct Attending {
@@ -132,6 +138,43 @@ template <class T> INLINE void score(const float* query, const T* keys, int64_t 
     }
 }
 
+#if LANES == 16
+// Keys as rows of CHUNK floats, one for each of their elements; there are some for keys that do not exist, too.
+template <class T> INLINE void lay_across(const T* keys, int64_t count, int64_t N, float* across) {
+    for (int64_t j = 0; j < count; j += LANES)
+        for (int64_t i = 0; i < N; i += LANES) {
+            VI square[LANES];
+            for (int l = 0; l < LANES; l++) {
+                int64_t key = j + l < count ? j + l : count - 1;
+                square[l] = bits_of(load_upto(keys + key * N + i, N - i));
+            }
+            mirror(square);
+            for (int l = 0; l < LANES; l++) store(across + (i + l) * CHUNK + j, of_bits(square[l]));
+        }
+}
+
+// scores[q * CHUNK + j] of Q queries over the first `count` of keys laid across, 4 * LANES at a time.
+template <int Q>
+INLINE void scores_across(const float* queries, int64_t stride, const float* across, int64_t count, float* scores) {
+    for (int64_t j = 0; j < count; j += 4 * LANES) {
+        V total[Q][4] = {};
+        for (int64_t i = 0; i < stride; i++) {
+            V keys[4];
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) keys[v] = load(across + i * CHUNK + j + v * LANES);
+#pragma GCC unroll 8
+            for (int q = 0; q < Q; q++) {
+                V element = all(queries[q * stride + i]);
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; v++) total[q][v] += element * keys[v];
+            }
+        }
+        for (int q = 0; q < Q; q++)
+            for (int v = 0; v < 4; v++) store(scores + q * CHUNK + j + v * LANES, total[q][v]);
+    }
+}
+#endif
+
 // Q weighted sums of `count` values: out[q] = sum over j of weights[q][j] values[j].
 template <int Q, class T>
 INLINE void weigh(const float* weights, const T* values, int64_t count, int64_t N, float* out, int64_t stride) {
@@ -143,7 +186,7 @@ INLINE void weigh(const float* weights, const T* values, int64_t count, int64_t 
 #pragma GCC unroll 4
                 for (int v = 0; v < 4; v++) {
                     V value = load(values + j * N + i + v * LANES);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                     for (int q = 0; q < Q; q++) total[q][v] += weights[q * CHUNK + j] * value;
                 }
         } else
@@ -174,8 +217,7 @@ INLINE Softmax soften(const Attending& a, const HeadBuffers<T>& kv, float* score
         V s = load(scores + j);
         if (sizeof(T) == 1) s *= load_upto(kv.key_scales + begin + j, count - j);
         if (cap) s = cap * hyperbolic_tangent(s / cap);
-        VI place;
-        for (int l = 0; l < LANES; l++) place[l] = (int32_t)j + l;
+        VI place = lanes() + (int32_t)j;
         if (slope) s -= slope * __builtin_convertvector((int32_t)(position - begin) - place, V);
         VI visible = (place < all_ints((int32_t)(seen < count ? seen : count))) & (place >= all_ints((int32_t)hidden));
         s = select(visible, s, all(-INFINITY));
@@ -196,7 +238,13 @@ INLINE Softmax soften(const Attending& a, const HeadBuffers<T>& kv, float* score
     return {top, sum(total)};
 }
 
-// One unit. `scratch`: (queries, padded N) queries, then (queries, CHUNK) scores.
+// Floats of scratch that a unit needs: QUERIES queries, their scores, and keys laid across.
+INLINE int64_t floats_of_unit(int64_t N) {
+    int64_t padded = (N + 15) / 16 * 16;
+    return QUERIES * (padded + CHUNK) + padded * CHUNK;
+}
+
+// One unit.
 template <class T>
 static void attend_chunk(const Attending& a, const Sequence& s, int64_t head, int64_t chunk, float* partial,
                          float* scratch) {
@@ -205,23 +253,44 @@ static void attend_chunk(const Attending& a, const Sequence& s, int64_t head, in
     int64_t begin = chunk * CHUNK, end = s.start + s.count < begin + CHUNK ? s.start + s.count : begin + CHUNK;
     HeadBuffers<T> kv = head_buffers<T>(a, s.slot, head);
     keep_new(a, kv, s, head, begin, end);
-    float *query = scratch, *scores = scratch + queries * padded, scale = (float)p.attention_scale;
-    for (int64_t q = 0; q < queries; q++) {
-        int64_t t = q / group, query_head = head * group + q % group;
-        float* mine = query + q * padded;
-        norm_row(a.layer.query_norm, a.projected + (s.row + t) * a.projected_stride + query_head * N, mine, N);
-        rotate(a, mine, s.start + t);
-        for (int64_t i = 0; i < padded; i++) mine[i] = i < N ? mine[i] * scale : 0.0f;
-        score(mine, kv.keys + begin * N, end - begin, N, scores + q * CHUNK);
-        Softmax soft = soften(a, kv, scores + q * CHUNK, query_head, s.start + t, begin, end);
-        partial[q * (N + 2) + N] = soft.largest;
-        partial[q * (N + 2) + N + 1] = soft.sum;
-    }
-    const T* values = kv.values + begin * N;
+    const T *keys = kv.keys + begin * N, *values = kv.values + begin * N;
+    float *query = scratch, *scores = query + QUERIES * padded;
+    [[maybe_unused]] float* across = scores + QUERIES * CHUNK;
+    float scale = (float)p.attention_scale;
+#if LANES == 16
+    if (s.count >= MANY_ROWS) lay_across(keys, end - begin, N, across);
+#endif
     int64_t q = 0;
-    for (; q + 3 <= queries; q += 3)
-        weigh<3>(scores + q * CHUNK, values, end - begin, N, partial + q * (N + 2), N + 2);
-    for (; q < queries; q++) weigh<1>(scores + q * CHUNK, values, end - begin, N, partial + q * (N + 2), N + 2);
+    for (; q < queries && s.start + q / group < begin; q++) partial[q * (N + 2) + N] = -INFINITY;  // sees none of it
+    for (int64_t n; q < queries; q += n) {
+        n = queries - q < QUERIES ? queries - q : QUERIES;
+        int64_t newest = s.start + (q + n - 1) / group, seen = (newest < end ? newest + 1 : end) - begin, i = 0;
+        for (i = 0; i < n; i++) {
+            int64_t t = (q + i) / group, query_head = head * group + (q + i) % group;
+            float* mine = query + i * padded;
+            norm_row(a.layer.query_norm, a.projected + (s.row + t) * a.projected_stride + query_head * N, mine, N);
+            rotate(a, mine, s.start + t);
+            for (int64_t e = 0; e < padded; e++) mine[e] = e < N ? mine[e] * scale : 0.0f;
+        }
+        i = 0;
+#if LANES == 16
+        if (s.count >= MANY_ROWS) {
+            for (; i + 6 <= n; i += 6) scores_across<6>(query + i * padded, padded, across, seen, scores + i * CHUNK);
+            for (; i < n; i++) scores_across<1>(query + i * padded, padded, across, seen, scores + i * CHUNK);
+        }
+#endif
+        for (; i < n; i++) score(query + i * padded, keys, seen, N, scores + i * CHUNK);
+        float* found = partial + q * (N + 2);
+        for (i = 0; i < n; i++) {
+            int64_t t = (q + i) / group, query_head = head * group + (q + i) % group;
+            Softmax soft = soften(a, kv, scores + i * CHUNK, query_head, s.start + t, begin, begin + seen);
+            found[i * (N + 2) + N] = soft.largest;
+            found[i * (N + 2) + N + 1] = soft.sum;
+        }
+        for (i = 0; i + 6 <= n; i += 6) weigh<6>(scores + i * CHUNK, values, seen, N, found + i * (N + 2), N + 2);
+        for (; i + 3 <= n; i += 3) weigh<3>(scores + i * CHUNK, values, seen, N, found + i * (N + 2), N + 2);
+        for (; i < n; i++) weigh<1>(scores + i * CHUNK, values, seen, N, found + i * (N + 2), N + 2);
+    }
 }
 
 // What the chunks of one head found, as one: `partial` (chunks, queries, N + 2).
@@ -236,6 +305,7 @@ static void add_chunks(const Attending& a, const Sequence& s, int64_t head, int6
         float* out = a.attended + (s.row + q / group) * a.attended_stride + (head * group + q % group) * N;
         memset(out, 0, (size_t)N * 4);
         for (int64_t c = 0; c < chunks; c++) {
+            if (mine[c * step + N] == -INFINITY) continue;  // nothing else was left there
             float weight = exponential(all(mine[c * step + N] - most))[0];
             total += weight * mine[c * step + N + 1];
             for (int64_t i = 0; i < N; i++) out[i] += weight * mine[c * step + i];

@@ -4,6 +4,7 @@
 #include "program.h"
 
 #if defined(__x86_64__)
+namespace vnni { extern const Level functions; }
 namespace avx512 { extern const Level functions; }
 namespace avx2 { extern const Level functions; }
 #endif
@@ -11,15 +12,15 @@ namespace plain { extern const Level functions; }
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-
 static const Level* level_at(int64_t index) {
-    const Level* levels[3];
+    const Level* levels[4];
     int64_t count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     bool five = two && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (five && __builtin_cpu_supports("avx512vnni")) levels[count++] = &vnni::functions;
     if (five) levels[count++] = &avx512::functions;
     if (two) levels[count++] = &avx2::functions;
 #endif

@@ -1,4 +1,4 @@
-// Products of a matrix and a few vectors: every weight is read once, widened once, and met by all vectors.
+// Products of a matrix and vectors: every weight is read once, widened once, and met by all vectors.
 //
 // A tile is LANES sums: R rows of the matrix times M vectors, R x M = LANES, each sum spread over the lanes of one
 // vector and gathered at the end. The order of additions within a sum depends neither on M nor on the thread, so a
@@ -137,6 +137,14 @@ struct Target {
     bool add;
 };
 
+// Vectors, one after the other; for int8_dynamic also rounded, with a panel's memory (`whole_numbers.h`).
+struct Vectors {
+    const float* x;
+    int64_t stride, count;
+    Rounded rounded;
+    uint8_t* panel;
+};
+
 // Rows [begin, end) times the first `used` of M vectors.
 template <int64_t KIND, int M>
 static void rows_times(const Matrix& a, const float* const* x, int used, int64_t begin, int64_t end, Target to) {
@@ -162,38 +170,86 @@ static void rows_times(const Matrix& a, const float* const* x, int used, int64_t
     }
 }
 
-template <int64_t KIND>
-static void kind_times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end,
-                       Target to) {
-    // Tile by tile through all vectors, so that a tile is read from memory once and then from the cache.
+// The same in whole numbers, times the row's scale.
+template <int M>
+static void rows_times_codes(const Matrix& a, const Rounded& x, int64_t first, int used, int64_t begin, int64_t end,
+                             Target to) {
+    constexpr int R = LANES / M;
+    for (int64_t row = begin; row < end; row += R) {
+        float tile[LANES];
+        store(tile, dots_of_codes<M>(a, row, x, first, used));
+        for (int r = 0; r < R && row + r < end; r++)
+            for (int m = 0; m < used; m++) tile[m * R + r] *= ((const float*)a.scales)[row + r];
+        asm volatile("" : "+m"(tile));
+        for (int r = 0; r < R && row + r < end; r++)
+            for (int m = 0; m < used; m++) {
+                float* out = to.out + m * to.stride + row + r;
+                float y = tile[m * R + r] + (a.bias ? a.bias[row + r] : 0.0f);
+                *out = to.add ? *out + y : y;
+            }
+    }
+}
+
+#ifdef BYTE_PRODUCTS
+// The same for many vectors.
+static void panels_times(const Matrix& a, const Vectors& x, int64_t begin, int64_t end, Target to) {
+    for (int64_t row = begin; row < end; row += PANEL) {
+        lay_panel(a, row, x.panel);
+        auto write = [&](int64_t m, int half, V product) {
+            int64_t at = row + half * LANES, left = end - at;
+            if (left <= 0) return;
+            V y = held(product * load_upto((const float*)a.scales + at, left));
+            if (a.bias) y += load_upto(a.bias + at, left);
+            float* out = to.out + m * to.stride + at;
+            store_upto(out, to.add ? load_upto(out, left) + y : y, left);
+        };
+        int64_t m = 0;
+        for (; m + 6 <= x.count; m += 6) panel_times<6>(x.panel, x.rounded, m, write);
+        for (; m + 2 <= x.count; m += 2) panel_times<2>(x.panel, x.rounded, m, write);
+        if (m < x.count) panel_times<1>(x.panel, x.rounded, m, write);
+    }
+}
+#endif
+
+// Rows [begin, end) of the matrix times all vectors: tile by tile through all of them, so that a tile is read from
+// memory once and then from the cache.
+template <int64_t KIND> static void kind_times(const Matrix& a, const Vectors& v, int64_t begin, int64_t end, Target to) {
+#ifdef BYTE_PRODUCTS
+    if (KIND == INT8_DYNAMIC && v.count >= MANY) return panels_times(a, v, begin, end, to);
+#endif
     for (int64_t tile = begin; tile < end; tile += LANES) {
         int64_t stop = tile + LANES < end ? tile + LANES : end;
-        for (int64_t m = 0; m < rows; m += MOST) {
-            int used = (int)(rows - m < MOST ? rows - m : MOST);
-            const float* vectors[MOST];
-            for (int i = 0; i < MOST; i++) vectors[i] = x + (m + (i < used ? i : used - 1)) * x_stride;
+        for (int64_t m = 0; m < v.count; m += MOST) {
+            int used = (int)(v.count - m < MOST ? v.count - m : MOST);
+            const float* x[MOST];
+            for (int i = 0; i < MOST; i++) x[i] = v.x + (m + (i < used ? i : used - 1)) * v.stride;
             Target here = {to.out + m * to.stride, to.stride, to.add};
-            if (used == 1) rows_times<KIND, 1>(a, vectors, used, tile, stop, here);
-            else if (used == 2) rows_times<KIND, 2>(a, vectors, used, tile, stop, here);
+            auto meet = [&](auto most) {
+                constexpr int M = decltype(most)::value;
+                if constexpr (KIND == INT8_DYNAMIC) rows_times_codes<M>(a, v.rounded, m, used, tile, stop, here);
+                else rows_times<KIND, M>(a, x, used, tile, stop, here);
+            };
+            if (used == 1) meet(std::integral_constant<int, 1>());
+            else if (used == 2) meet(std::integral_constant<int, 2>());
 #if LANES >= 8
-            else if (used <= 4) rows_times<KIND, 4>(a, vectors, used, tile, stop, here);
+            else if (used <= 4) meet(std::integral_constant<int, 4>());
 #endif
 #if LANES >= 16
-            else rows_times<KIND, 8>(a, vectors, used, tile, stop, here);
+            else meet(std::integral_constant<int, 8>());
 #endif
         }
     }
 }
 
-static void times(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, int64_t begin, int64_t end,
-                  Target to) {
+static void times(const Matrix& a, const Vectors& x, int64_t begin, int64_t end, Target to) {
     switch (a.kind) {
-    case FP32: return kind_times<FP32>(a, x, x_stride, rows, begin, end, to);
-    case BF16: return kind_times<BF16>(a, x, x_stride, rows, begin, end, to);
-    case FP16: return kind_times<FP16>(a, x, x_stride, rows, begin, end, to);
-    case INT8: return kind_times<INT8>(a, x, x_stride, rows, begin, end, to);
-    case INT4: return kind_times<INT4>(a, x, x_stride, rows, begin, end, to);
-    default: return kind_times<INT4_ASYMMETRIC>(a, x, x_stride, rows, begin, end, to);
+    case FP32: return kind_times<FP32>(a, x, begin, end, to);
+    case BF16: return kind_times<BF16>(a, x, begin, end, to);
+    case FP16: return kind_times<FP16>(a, x, begin, end, to);
+    case INT8: return kind_times<INT8>(a, x, begin, end, to);
+    case INT4: return kind_times<INT4>(a, x, begin, end, to);
+    case INT4_ASYMMETRIC: return kind_times<INT4_ASYMMETRIC>(a, x, begin, end, to);
+    default: return kind_times<INT8_DYNAMIC>(a, x, begin, end, to);
     }
 }
 
@@ -208,9 +264,22 @@ static Share share_of(int64_t outputs, int thread, int threads) {
 }
 
 static void linear(const Matrix& a, const float* x, int64_t x_stride, int64_t rows, float* out, int threads) {
+    bool rounds = a.kind == INT8_DYNAMIC;
+    int64_t panel = bytes_of_panel(a.inputs);
+    // A panel begins on a cache line.
+    std::vector<uint8_t> panels(rounds && rows >= MANY ? threads * panel + BYTES : 0);
+    uint8_t* first_panel = panels.data() + -(uintptr_t)panels.data() % BYTES;
+    std::vector<float> memory(rounds ? floats_of_rounded(rows, a.inputs) : 0);
+    Rounded rounded = rounded_in(memory.data(), rows, a.inputs);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        Share mine = share_of(a.outputs, omp_get_thread_num(), omp_get_num_threads());
-        times(a, x, x_stride, rows, mine.begin, mine.end, {out, a.outputs, false});
+        int thread = omp_get_thread_num();
+        if (rounds) {
+#pragma omp for
+            for (int64_t m = 0; m < rows; m++) round_row(x + m * x_stride, a.inputs, rounded, m);
+        }
+        Share mine = share_of(a.outputs, thread, omp_get_num_threads());
+        Vectors vectors = {x, x_stride, rows, rounded, first_panel + thread * panel};
+        times(a, vectors, mine.begin, mine.end, {out, a.outputs, false});
     }
 }

@@ -5,7 +5,8 @@
 #pragma once
 #include <cstdint>
 
-enum MatrixKind : int64_t { FP32 = 0, BF16 = 1, FP16 = 2, INT8 = 3, INT4 = 4, INT4_ASYMMETRIC = 5 };
+// INT8_DYNAMIC is stored as INT8 and meets vectors that are rounded to int8 as well.
+enum MatrixKind : int64_t { FP32, BF16, FP16, INT8, INT4, INT4_ASYMMETRIC, INT8_DYNAMIC };
 enum NormKind : int64_t { NO_NORM = 0, RMS_NORM = 1, LAYER_NORM = 2 };
 enum Activation : int64_t { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 

@@ -18,6 +18,11 @@ template <class T> INLINE T raw(const void* from) {
 }
 INLINE V all(float x) { return x - V{}; }
 INLINE VI all_ints(int32_t x) { return x - VI{}; }
+// The number of each lane.
+INLINE VI lanes() {
+    alignas(64) static constexpr int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return raw<VI>(numbers);
+}
 INLINE V load(const float* p) { return raw<V>(p); }
 INLINE void store(float* p, V v) { memcpy(p, &v, sizeof v); }
 INLINE VI bits_of(V v) { return (VI)v; }
@@ -26,10 +31,15 @@ INLINE V select(VI mask, V a, V b) { return of_bits((mask & bits_of(a)) | (~mask
 INLINE V larger(V a, V b) { return a > b ? a : b; }
 INLINE V smaller(V a, V b) { return a < b ? a : b; }
 
-// The same, in a register: GCC would rather load it again for every use.
+// The same, in a register: GCC would rather load it again for every use. Nor does it join what is computed before with
+// what is computed after (a product and a sum, which would then be rounded once).
 INLINE V held(V v) {
 #if LANES > 4
     asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
 #endif
     return v;
 }
@@ -38,17 +48,20 @@ INLINE V held(V v) {
 #if LANES == 16
 INLINE VI ints(const int8_t* p) { return (VI)_mm512_cvtepi8_epi32(raw<__m128i>(p)); }
 INLINE VI ints(const uint8_t* p) { return (VI)_mm512_cvtepu8_epi32(raw<__m128i>(p)); }
+INLINE VI ints(const bf16* p) { return (VI)_mm512_cvtepu16_epi32(raw<__m256i>(p)); }
 #elif LANES == 8
 INLINE VI ints(const int8_t* p) { return (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 INLINE VI ints(const uint8_t* p) { return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE VI ints(const bf16* p) { return (VI)_mm256_cvtepu16_epi32(raw<__m128i>(p)); }
 #else
 INLINE VI ints(const int8_t* p) { return VI{p[0], p[1], p[2], p[3]}; }
 INLINE VI ints(const uint8_t* p) { return VI{p[0], p[1], p[2], p[3]}; }
+INLINE VI ints(const bf16* p) { return __builtin_convertvector(raw<VU16>(p), VI); }
 #endif
 
 // Each stored type, widened.
 INLINE V load(const int8_t* p) { return __builtin_convertvector(ints(p), V); }
-INLINE V load(const bf16* p) { return of_bits(__builtin_convertvector(raw<VU16>(p), VI) << 16); }
+INLINE V load(const bf16* p) { return of_bits(ints(p) << 16); }
 #if LANES == 16
 INLINE V load(const fp16* p) { return (V)_mm512_cvtph_ps(raw<__m256i>(p)); }
 #elif LANES == 8
@@ -96,7 +109,7 @@ INLINE void narrow(float x, fp16* to) {
 
 // LANES vectors to one: lane i of the result is the sum of vector i. Halves are added, then halves of these, so the
 // order in which a vector's lanes are added does not depend on its place.
-template <int BLOCK> INLINE V added_blocks(V a, V b) {
+template <int BLOCK, class X> INLINE X added_blocks(X a, X b) {
     VI even, odd;
     for (int i = 0; i < LANES; i++) {
         even[i] = i / BLOCK * 2 * BLOCK + i % BLOCK;
@@ -104,11 +117,11 @@ template <int BLOCK> INLINE V added_blocks(V a, V b) {
     }
     return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
 }
-template <int BLOCK> INLINE void added_pairs(V* v) {
+template <int BLOCK, class X> INLINE void added_pairs(X* v) {
 #pragma GCC unroll 16
     for (int i = 0; i < BLOCK; i++) v[i] = added_blocks<BLOCK>(v[2 * i], v[2 * i + 1]);
 }
-INLINE V sums(V* v) {
+template <class X> INLINE X sums(X* v) {
 #if LANES >= 16
     added_pairs<8>(v);
 #endif
@@ -119,16 +132,45 @@ INLINE V sums(V* v) {
     added_pairs<1>(v);
     return v[0];
 }
-INLINE float sum(V v) {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
+
+// The lanes of one vector joined: its halves, then the halves of these.
+template <class X, class Join> INLINE auto joined(X v, Join join) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
+        v = join(v, __builtin_shuffle(v, (lanes() + half) & (LANES - 1)));
+    }
     return v[0];
+}
+template <class X> INLINE auto sum(X v) {
+    return joined(v, [](X a, X b) { return a + b; });
 }
 INLINE float largest(V v) {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-    return v[0];
+    return joined(v, [](V a, V b) { return larger(a, b); });
 }
+
+#if LANES == 16
+// A square of 16 x 16 numbers, mirrored: blocks of 8, of 4, of 2 and of 1 change places.
+template <int BLOCK> INLINE void exchange(VI* v) {
+    VI upper, lower;
+    for (int l = 0; l < LANES; l++) {
+        upper[l] = l & BLOCK ? LANES + l - BLOCK : l;
+        lower[l] = l & BLOCK ? LANES + l : l + BLOCK;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & BLOCK)) {
+            VI a = v[i], b = v[i + BLOCK];
+            v[i] = __builtin_shuffle(a, b, upper);
+            v[i + BLOCK] = __builtin_shuffle(a, b, lower);
+        }
+}
+INLINE void mirror(VI* v) {
+    exchange<8>(v);
+    exchange<4>(v);
+    exchange<2>(v);
+    exchange<1>(v);
+}
+#endif
 
 // e^x within 2 ulp; 0 below -87, which also stands for minus infinity.
 INLINE V exponential(V x) {
