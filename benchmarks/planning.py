@@ -188,7 +188,7 @@ def cost_of_keeping(precision: str, threads: int, rounds: int) -> dict[str, Any]
         found = []
         for number in range(rounds):
             turn = workers if number % 2 else workers[::-1]
-            seconds = {worker.name: worker.ask("run 2")["seconds"] for worker in turn}
+            seconds = {worker.name: worker.ask("run 1")["seconds"] for worker in turn}
             found.append(seconds[workers[1].name] / seconds[workers[0].name])
             say(f"  {precision}, round {number + 1} of {rounds}: {found[-1]:.3f}")
         last = [worker.close() for worker in workers]
@@ -247,10 +247,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results there, too")
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     parser.add_argument("--threads", type=int, default=0, help="compute threads of each run (0: torch chooses)")
+    parser.add_argument("--jobs", type=int, default=1, help="so many runs at once (their memory is their own)")
     parser.add_argument("--only", default="", help="only runs whose name contains this (e.g. 'bf16 pretrain')")
-    parser.add_argument(
-        "--speed", type=int, default=0, metavar="ROUNDS", help="what keeping to the plan costs, instead"
-    )
+    parser.add_argument("--speed", type=int, default=0, metavar="ROUNDS", help="measure what keeping to a plan costs")
     options = parser.parse_args()
     if options.speed:
         costs = {name: cost_of_keeping(name, options.threads, options.speed) for name in PRECISIONS}

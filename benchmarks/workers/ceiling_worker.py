@@ -1,6 +1,6 @@
 """A process of `benchmarks/planning.py --speed`: steps of the real loop, with or without keeping to their plan.
 
-It stays warm and answers `run N` with the seconds N steps took and `quit` with its peak and with how often it gave
+It stays warm and answers `run N` with the processor time N steps took and `quit` with its peak and with how often it gave
 freed memory back (`training/memory.py`); the steps are those of `training_worker.py`.
 """
 
@@ -38,10 +38,10 @@ def serve(job: Job, keeps: bool) -> None:
         if command.strip() == "quit":
             tell(answers, peak_bytes=peak_resident_bytes(), given_back=ceiling.given_back)
             return
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(int(command.removeprefix("run"))):
             step()
-        tell(answers, seconds=time.perf_counter() - began, given_back=ceiling.given_back)
+        tell(answers, seconds=time.process_time() - began, given_back=ceiling.given_back)
 
 
 def arguments(job: Job, keeps: bool) -> list[str]:

@@ -72,7 +72,8 @@ def test_saved_and_loaded_it_gives_bit_equal_logits(format: str, family: str, tm
     precision = format if format in ("fp16", "bf16") else "fp32"
     found = load(tmp_path / "m", dtype=precision)
     assert torch.equal(logits(found.model), logits(made.model))
-    assert read_config(tmp_path / "m")[1] == original.config
+    # T5's files do not say how weights were drawn.
+    assert read_config(tmp_path / "m")[1].changed(init_std=original.config.init_std) == original.config
     assert (
         scheme_of(found.model) == read_scheme(tmp_path / "m") == (None if precision != "fp32" else scheme_for(format))
     )
@@ -81,6 +82,14 @@ def test_saved_and_loaded_it_gives_bit_equal_logits(format: str, family: str, tm
     weights = "model.safetensors" if format in ("fp16", "bf16") else "packed.safetensors"
     names = [weights, "config.json"]
     assert all((tmp_path / "m" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "nf4"])
+def test_the_control_one_code_of_the_file_that_differs_is_seen(format: str, tmp_path: Path) -> None:
+    made = quantize(bundle_of("llama"), format)
+    made.save(tmp_path / "m")
+    _set(f"{DOWN}.packed", lambda codes: codes ^ torch.eye(*codes.shape).to(codes.dtype))(tmp_path / "m")
+    assert not torch.equal(logits(load(tmp_path / "m").model), logits(made.model))
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -321,9 +330,16 @@ def test_int4_is_exported_as_q4_0_bit_for_bit(name: str, tmp_path: Path) -> None
     done = export(made, "gguf", tmp_path / "m.gguf", dtype="q4_0")
     assert done.dtype == "q4_0"
     again = load(tmp_path / "m.gguf", quantize=scheme)
+    # GPT-2's files have query, key and value in one tensor, which is rounded again.
+    stacked = ("query", "key", "value") if name == "gpt2" else ()
     for key, tensor in made.model.state_dict().items():
-        if "stack" in key:
+        if "stack" in key and not any(part in key for part in stacked):
             assert torch.equal(again.model.state_dict()[key], tensor), key
+    for part in stacked:
+        one, two = (
+            unpack(model.stack.blocks[1].attention.get_submodule(part).matrix) for model in (made.model, again.model)
+        )
+        assert float((one - two).norm() / one.norm()) < 0.05, part
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     down = theirs["blk.1.ffn_down.weight"]
     numbers = gguf.dequantize(down.data, down.tensor_type)
@@ -394,13 +410,17 @@ def test_a_classifier_keeps_its_probabilities(format: str, family: str, tmp_path
     made = load(tmp_path / "m")
     assert made.config.labels == ("a", "b", "c") and scheme_of(made.model) == scheme_for(format)
 
-    def difference() -> float:
+    made.save(tmp_path / "unpacked", dtype="fp32")
+    unpacked = load(tmp_path / "unpacked")
+
+    def difference(other: Bundle) -> float:
         texts = ["It was the best of times", "times worst", "of the of the of"]
-        pairs = [(original.classify(text).probabilities, made.classify(text).probabilities) for text in texts]
+        pairs = [(other.classify(text).probabilities, made.classify(text).probabilities) for text in texts]
         return max(abs(one[label] - two[label]) for one, two in pairs for label in one)
 
-    assert difference() < 0.02
+    near = 0.03 if format == "int8_dynamic" else 1e-4
+    assert difference(unpacked) < near and 0 < difference(original) < 0.1
     for module in made.model.modules():  # the broken control: scales of other rows
         if isinstance(module, PackedMatrix):
             module.scales = module.scales.roll(1, 0).contiguous()
-    assert difference() > 0.02
+    assert difference(unpacked) > near

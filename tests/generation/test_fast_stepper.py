@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kernels.packed import LEVELS, needs_kernels
 from models.samples import BASE, VARIANTS, small_model
 from trivium.checkpoints.bundle import load
+from trivium.generation import fast_stepper
 from trivium.generation.fast_stepper import FEW_ROWS, FastStepper
 from trivium.generation.slots import Slots
 from trivium.generation.stepper import PlainStepper, Stepper
@@ -61,7 +62,7 @@ def conversation(model: Decoder, stepper: Stepper, *, kv: Any = "model", seed: i
 
 def difference(model: Decoder, **options: Any) -> float:
     """Between the fast and the plain stepper, relative to the largest logit."""
-    assert FastStepper.supports(model)
+    assert FastStepper.of(model)
     plain = conversation(model, PlainStepper(model), **options)
     return float((conversation(model, FastStepper(model), **options) - plain).abs().max() / plain.abs().max())
 
@@ -84,6 +85,68 @@ def test_every_level_of_instructions_computes_the_same(name: str, level: str, mo
 def test_packed_models(scheme: str) -> None:
     model = small_model(BASE.changed(width=64, kv_heads=2, mlp_width=96, tied_embeddings=scheme != "int8"))
     assert difference(quantize_model(model, scheme)) < 2e-5
+
+
+DYNAMIC = ["llama", "qwen3", "gpt-neox", "windows, sandwich, caps, qk-norm", "alibi, embedding norm"]
+
+
+def dynamic(name: str) -> Decoder:
+    """A small model that rounds activations, wide enough for more than one thread and for several groups."""
+    return quantize_model(small_model(KNOWN[name].changed(width=96, mlp_width=512)), "int8_dynamic")
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_rounded_activations(name: str) -> None:
+    # Where a number lies on the edge between two codes, the smallest difference before it takes another: the bound is
+    # that of some such steps, and the median that of none.
+    model = dynamic(name)
+    plain, fast = (conversation(model, make(model)) for make in (PlainStepper, FastStepper))
+    differences = (fast - plain).abs() / plain.abs().max()
+    assert differences.max() < 6e-2 and differences.median() < 2e-3
+
+
+@pytest.mark.parametrize("kv", ["model", "int8"])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_a_long_prompt_is_read_as_in_small_pieces(name: str, kv: Any) -> None:
+    if not fast_for_many_rows():
+        pytest.skip("this processor does not multiply bytes: long prompts go through the model's own code")
+    model, ids = dynamic(name), [n % 61 for n in range(3, 700, 2)]
+    whole, pieces = Slots.for_model(model, 1, 512, kv=kv), Slots.for_model(model, 1, 512, kv=kv)
+    stepper = FastStepper(model)
+    together = stepper.read(whole, [0], [ids], every=True)[0]
+    parts = [stepper.read(pieces, [0], [ids[at : at + 32]], every=True)[0] for at in range(0, len(ids), 32)]
+    differences = (together - torch.cat(parts)).abs() / together.abs().max()
+    assert differences.max() < 6e-2 and differences.median() < 2e-3
+
+
+def fast_for_many_rows() -> bool:
+    library = native()
+    return library is not None and library.multiplies_bytes
+
+
+def test_neither_company_nor_threads_nor_a_limit_changes_a_bit_of_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fast_for_many_rows():
+        pytest.skip("this processor does not multiply bytes: long prompts go through the model's own code")
+    model, rng = dynamic("llama"), random.Random(1)
+    texts = [[rng.randrange(61) for _ in range(count)] for count in (300, 1, 40, 90)]
+
+    def read(which: Sequence[int]) -> list[Tensor]:
+        slots = Slots.for_model(model, 4, 512)
+        logits = FastStepper(model).read(slots, which, [texts[w] for w in which], every=True)
+        return [row[: len(texts[w])] for row, w in zip(logits, which, strict=True)]
+
+    alone, together = [read([which])[0] for which in range(4)], read(range(4))
+    assert all(torch.equal(left, right) for left, right in zip(alone, together, strict=True))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert all(torch.equal(left, right) for left, right in zip(alone, read(range(4)), strict=True))
+    finally:
+        torch.set_num_threads(before)
+    # With less scratch memory texts are read in pieces: the same for each, in any company.
+    monkeypatch.setattr(fast_stepper, "SCRATCH_FLOATS", 50 * 4 * (model.config.head_width + 2) * model.config.heads)
+    alone, together = [read([which])[0] for which in range(4)], read(range(4))
+    assert all(torch.equal(left, right) for left, right in zip(alone, together, strict=True))
 
 
 def test_int8_keys_and_values() -> None:
@@ -153,17 +216,17 @@ def test_what_the_kernels_do_not_know_is_left_to_the_models_own_code(monkeypatch
         pass
 
     model = small_model(KNOWN["llama"])
-    assert FastStepper.supports(model)
+    assert FastStepper.of(model)
     model.stack.blocks[1].mlp.up = Wrapped(32, model.config.mlp_width, bias=False)
-    assert not FastStepper.supports(model)
+    assert not FastStepper.of(model)
     with pytest.raises(ValueError, match="Wrapped"):
         FastStepper(model)
     dynamic = BASE.changed(rope_scaling=RopeScaling(method="dynamic", factor=2.0, original_max_positions=8))
     for config in (VARIANTS["relative, scale 1"], dynamic, BASE.changed(head="scalar", tied_embeddings=False)):
-        assert not FastStepper.supports(small_model(config))
-    assert not FastStepper.supports(small_model(BASE, torch.float64))
+        assert not FastStepper.of(small_model(config))
+    assert not FastStepper.of(small_model(BASE, torch.float64))
     monkeypatch.setenv("TRIVIUM_KERNELS", "off")
-    assert not FastStepper.supports(small_model(BASE))
+    assert not FastStepper.of(small_model(BASE))
     with pytest.raises(ValueError, match="not built"):
         FastStepper(small_model(BASE))
 

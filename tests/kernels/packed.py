@@ -8,8 +8,8 @@ from torch import Tensor
 
 from trivium.kernels import available
 
-KINDS = ("int8", "int4", "int4_asymmetric", "fp32", "bf16", "fp16")
-LEVELS = ("avx512", "avx2", "plain")
+KINDS = ("int8", "int4", "int4_asymmetric", "fp32", "bf16", "fp16", "int8_dynamic")
+LEVELS = ("vnni", "avx512", "avx2", "plain")
 DENSE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 needs_kernels = pytest.mark.skipif(not available(), reason="the kernels were not built here: no compiler that can")
@@ -21,7 +21,7 @@ def matrix(kind: str, outputs: int, inputs: int, group: int = 32) -> tuple[dict[
     if kind in DENSE:
         weight = torch.randn(outputs, inputs, generator=numbers).to(DENSE[kind])
         return {"packed": weight}, weight.double()
-    if kind == "int8":
+    if kind.startswith("int8"):
         codes = torch.randint(-127, 128, (outputs, inputs), generator=numbers, dtype=torch.int8)
         scales = torch.rand(outputs, generator=numbers) + 0.1
         return {"packed": codes, "scales": scales}, codes.double() * scales.double()[:, None]

@@ -10,6 +10,7 @@ import torch
 from kernels.packed import KINDS, LEVELS, error, matrix, needs_kernels
 from trivium.kernels import linear
 from trivium.kernels.native import native
+from trivium.quantization.products import rounded
 
 pytestmark = needs_kernels
 SHAPES = ((1, 64), (17, 96), (33, 160), (70, 576), (5, 1536), (40, 4224))
@@ -34,7 +35,8 @@ def test_the_product_is_that_of_the_dequantized_matrix(kind: str, level: str) ->
             bias = torch.randn(outputs, generator=numbers)
             for rows in (1, 2, 3, 4, 7, 8, 9, 16, 33):
                 x = torch.randn(rows, inputs, generator=numbers)
-                assert error(linear(x, kind, **tensors, bias=bias), x, weight, bias) < 1e-6
+                met = rounded(x) if kind == "int8_dynamic" else x
+                assert error(linear(x, kind, **tensors, bias=bias), met, weight, bias) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,9 +44,9 @@ def test_a_product_is_the_same_bit_for_bit_in_any_company(
     kind: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors, _ = matrix(kind, 530, 224)
-    x = torch.randn(16, 224, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(40, 224, generator=torch.Generator().manual_seed(1))
     together = linear(x, kind, **tensors)
-    for rows in (1, 2, 3, 5, 8, 13):
+    for rows in (1, 2, 3, 4, 5, 6, 8, 13, 33):
         assert torch.equal(linear(x[:rows], kind, **tensors), together[:rows])
         assert torch.equal(linear(x[-rows:], kind, **tensors), together[-rows:])
     threads = torch.get_num_threads()
@@ -57,11 +59,41 @@ def test_a_product_is_the_same_bit_for_bit_in_any_company(
 
 
 def test_odd_widths_have_tails() -> None:
-    for kind in ("int8", "bf16", "fp32"):
+    for kind in ("int8", "bf16", "fp32", "int8_dynamic"):
         for inputs in (1, 15, 17, 100):
             tensors, weight = matrix(kind, 9, inputs)
-            x = torch.randn(3, inputs)
-            assert error(linear(x, kind, **tensors), x, weight, torch.zeros(9)) < 1e-6
+            for rows in (3, 7):
+                x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(inputs))
+                met = rounded(x) if kind == "int8_dynamic" else x
+                assert error(linear(x, kind, **tensors), met, weight, torch.zeros(9)) < 1e-6
+
+
+def test_whole_numbers_are_the_same_bit_for_bit_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, weight = matrix("int8_dynamic", 70, 200)
+    x = torch.randn(21, 200, generator=torch.Generator().manual_seed(2))
+    x[3], x[4], x[5, 7] = 0, x[4] * 1e-33, 1e4
+    found = []
+    for level in LEVELS:
+        monkeypatch.setenv("TRIVIUM_KERNELS", level)
+        if native() is not None:
+            found.append(linear(x, "int8_dynamic", **tensors, bias=torch.ones(70)))
+    assert all(torch.equal(found[0], other) for other in found)
+    assert (found[0][3:5] == 1).all()
+    # The broken control: one step for a whole row, which its largest number spoils.
+    spoilt = x / x.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    spoilt = (spoilt * 127).round() / 127 * x.abs().amax(1, keepdim=True)
+    assert error(found[0], rounded(x), weight, torch.ones(70)) < 1e-6
+    assert error(found[0], spoilt, weight, torch.ones(70)) > 1e-3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_what_is_no_number_is_not_hidden_by_rounding(value: float, rows: int, level: str) -> None:
+    tensors, _ = matrix("int8_dynamic", 20, 128)
+    x = torch.randn(rows, 128)
+    x[0, 100] = value
+    y = linear(x, "int8_dynamic", **tensors)
+    assert y[0].isnan().all() and y[1:].isfinite().all()
 
 
 def test_groups_padded_beyond_the_input_count_as_zeros() -> None:

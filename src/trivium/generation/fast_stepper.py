@@ -64,16 +64,13 @@ class FastStepper:
         self.seconds: Tensor | None = None
         """(3,) fp64 when set: where the kernels add the time they spend, by `PARTS`."""
 
-    @staticmethod
-    def supports(model: nn.Module) -> bool:
-        """Whether the kernels are built and know all that is in the model."""
-        if native() is None or not isinstance(model, Decoder):
-            return False
+    @classmethod
+    def of(cls, model: nn.Module) -> FastStepper | None:
+        """One for `model`, if the kernels are built and know all that is in it."""
         try:
-            FastProgram(model)
-        except Unknown:
-            return False
-        return True
+            return cls(model) if isinstance(model, Decoder) else None
+        except ValueError:
+            return None
 
     @torch.inference_mode()
     def read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:

@@ -127,8 +127,9 @@ def _continue(model: GeneratingModel, tokenizer: Tokenizer, rows: list[Row], rul
 
 def stepper_for(model: Decoder) -> Stepper:
     """What reads fastest in texts of `model`: the kernels, where they know it and nothing else is asked of torch."""
-    mixed = torch.is_autocast_enabled(model.device.type)
-    return FastStepper(model) if not mixed and FastStepper.supports(model) else PlainStepper(model)
+    if torch.is_autocast_enabled(model.device.type):
+        return PlainStepper(model)
+    return FastStepper.of(model) or PlainStepper(model)
 
 
 def _by_engine(model: Decoder, rows: list[Row], rules: Rules) -> Iterator[tuple[Row, str]]:

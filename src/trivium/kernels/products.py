@@ -3,8 +3,8 @@
 Only the weights are quantized: each is widened to fp32 as `code * scale` (+ offset) and meets fp32 activations, so the
 result is that of the dequantized matrix to rounding (tested: 1e-6, relative to the sum of magnitudes). Weights are read
 once, whatever the number of rows; the order of additions within a result depends neither on the other rows nor on the
-number of threads (tested: bit for bit). The exception is `int8_dynamic`: x is rounded to int8 too (`cpp/whole_numbers.h`),
-which is made for any number of rows where the processor multiplies bytes (level `vnni`).
+number of threads (tested: bit for bit). The exception is `int8_dynamic`: x is rounded to int8 as well, and there may be
+any number of rows where the processor multiplies bytes (`cpp/whole_numbers.h`, level `vnni`).
 
 Layouts, W being (O, I):
 - `fp32`, `bf16`, `fp16`: (O, I).
@@ -35,7 +35,7 @@ def linear(
     offsets: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """(..., I) -> (..., O) in the type of `x` (fp32, bf16 or fp16); made for up to some 16 rows, of int8_dynamic for any.
+    """(..., I) -> (..., O) in the type of `x` (fp32, bf16, fp16); made for up to some 16 rows, of int8_dynamic for any.
 
     Of int4, I may be less than what is packed: the rest counts as zeros. Needs `available()`; ValueError for shapes,
     types and places that do not fit.

@@ -32,7 +32,7 @@ from trivium.planner.activations import (
     matrix_parameters,
     widest_block_bytes,
 )
-from trivium.planner.allocator import HOLES_OF_GRADIENTS, Device, allocator_bytes, training_holes
+from trivium.planner.allocator import Device, allocator_bytes, training_holes
 from trivium.runtime import Precision
 
 # Resident size of a process that has imported torch and computed once (torch 2.13 for CPU, Linux): the interpreter, the
@@ -124,9 +124,8 @@ def estimate(
     if framework_bytes is None:
         framework_bytes = process_bytes(FRAMEWORK_BYTES, precision, device)
     if device == "cpu":
-        passing = parts["activations_bytes"] + parts["logits_bytes"]
-        idle = allocator_bytes(device, passing, training_holes(config, precision, gradient_checkpointing))
-        idle += int(HOLES_OF_GRADIENTS * parts["gradients_bytes"])
+        held = {name: parts[f"{name}_bytes"] for name in ("activations", "logits", "gradients")}
+        idle = training_holes(config, precision, gradient_checkpointing, **held)
     else:
         largest = tokens * max(config.mlp_width, config.width) * item_bytes(precision)
         idle = allocator_bytes(device, sum(parts.values()), 0.0, largest)

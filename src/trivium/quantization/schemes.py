@@ -1,7 +1,7 @@
 """Which matrices of a model are stored how, and what that takes, without torch.
 
     int8              codes -127..127, one fp32 scale per output: w = code * scale
-    int8_dynamic      the same codes; activations are rounded to int8 per row while the model runs
+    int8_dynamic      the same codes; activations are rounded to int8, in groups of 64, while the model runs
     int4              groups of inputs with one fp16 scale: w = (code - 8) * scale
     int4_asymmetric   and one fp16 offset: w = code * scale + offset
     nf4               16 levels at the quantiles of a normal distribution times a scale per block (QLoRA's NormalFloat;

@@ -126,7 +126,8 @@ def _saved_recipe(state: Quickstart) -> Path:
 
 
 def _recipe(state: Quickstart, model: ModelConfig, runtime: Runtime, steps: int) -> PretrainRecipe:
-    """The pretraining run of a model of that shape."""
+    """The pretraining run of a model of that shape, with the tokenizer where there is one already."""
+    learned = state.out / "tokenizer"
     return build_settings(
         PretrainRecipe,
         {
@@ -134,7 +135,7 @@ def _recipe(state: Quickstart, model: ModelConfig, runtime: Runtime, steps: int)
             "seed": SEED,
             "device": runtime.torch_device().type,
             "ignore_plan": state.ignore_plan,
-            "tokenizer": {"path": str(state.out / "tokenizer"), "vocab_size": VOCABULARY},
+            "tokenizer": {"path": str(learned) if learned.is_dir() else None, "vocab_size": VOCABULARY},
             "data": state.data,
             "objective": OBJECTIVES[state.kind],
             "model": {"family": FAMILY[state.kind], **model.model_dump(exclude_unset=True)},

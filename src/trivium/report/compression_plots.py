@@ -1,4 +1,4 @@
-"""The plot of what fewer bits cost: the error of every block's parts, and size against perplexity.
+"""The plot of what fewer bits cost: the error of every block's parts, and what each format adds to perplexity.
 
 One PNG file, for directories and web pages alike. matplotlib is imported inside, since that takes most of a second.
 Invariant its test checks: the same reports give the same picture.
@@ -20,6 +20,8 @@ Report = Mapping[str, Any]
 
 INK, MUTED, RULE = "#1c1c1e", "#66666c", "#dfdcd4"
 COLORS = ("#2b5c8a", "#b4531f", "#4f7d3a", "#7a4c8f", "#9a7b1e", "#3d8c8c", "#a13d5b")
+LEAST_HEIGHT = 3.6
+"""Of the picture, in inches."""
 _STYLE: Any = {
     "font.size": 10.0,
     "axes.edgecolor": RULE,
@@ -38,7 +40,7 @@ _STYLE: Any = {
 
 
 def compression_plot(*reports: Report) -> bytes:
-    """PNG: the error of each part of each block in the first report; size and loss of perplexity in all of them.
+    """PNG: the error of each part of each block in the first report; size and change of perplexity in all of them.
 
     They must be of one original, on one text.
     """
@@ -47,11 +49,12 @@ def compression_plot(*reports: Report) -> bytes:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.0, 3.6), layout="constrained", dpi=120)
+        height = max(LEAST_HEIGHT, 1.2 + 0.3 * len(reports))
+        figure = Figure(figsize=(10.0, height), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
-        parts, sizes = figure.subplots(1, 2)
-        _draw_parts(parts, reports[0]["parts"])
-        _draw_sizes(sizes, reports)
+        parts, changes = figure.subplots(1, 2)
+        _draw_parts(parts, reports[0]["parts"], label(reports[0]))
+        _draw_changes(changes, reports)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
@@ -66,7 +69,7 @@ def label(report: Report) -> str:
     return ", ".join([scheme["format"], *group, *([scheme["method"]] if scheme["method"] != "nearest" else [])])
 
 
-def _draw_parts(axes: Axes, parts: Mapping[str, float]) -> None:
+def _draw_parts(axes: Axes, parts: Mapping[str, float], format: str) -> None:
     """One line for each kind of part, over the blocks from first to last."""
     from matplotlib.ticker import MaxNLocator
 
@@ -75,32 +78,31 @@ def _draw_parts(axes: Axes, parts: Mapping[str, float]) -> None:
     for name, error in parts.items():
         stack, part = name.split(".")[0], name.rsplit(".", 1)[1]
         lines.setdefault(f"{stack}, {part}" if two else part, []).append(error)
-    for color, (label, errors) in zip(COLORS, lines.items(), strict=False):
-        axes.plot(range(1, len(errors) + 1), errors, color=color, label=label, marker="o", markersize=3, linewidth=1.4)
-    axes.set_title("Error of each block's parts")
+    for color, (part, errors) in zip(COLORS, lines.items(), strict=False):
+        axes.plot(range(1, len(errors) + 1), errors, color=color, label=part, marker="o", markersize=3, linewidth=1.4)
+    axes.set_title(f"Error of each block's parts ({format})")
     axes.set_xlabel("block")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * max(*parts.values(), 1e-6))  # room for the legend
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, labelcolor=MUTED)
+    axes.legend(frameon=False, labelcolor=MUTED, ncols=3, loc="upper left")
 
 
-def _draw_sizes(axes: Axes, reports: Sequence[Report]) -> None:
-    """One point for each report, and the original; the bar is the 95 % interval."""
+def _draw_changes(axes: Axes, reports: Sequence[Report]) -> None:
+    """One row for the original and each report, with its size; the bar is the 95 % interval."""
     scored = "perplexity_change" in reports[0]["quality"]
-    largest = reports[0]["bytes"]["original"]
-    axes.plot([largest], [0.0], color=MUTED, marker="s", markersize=5, linestyle="", label="original")
-    for number, report in enumerate(reports):
-        quality, size = report["quality"], report["bytes"]["quantized"]
-        loss = quality["perplexity_change"] if scored else quality["error"]
-        low, high = (quality["perplexity_interval"] if scored else None) or (loss, loss)
-        color = COLORS[number % len(COLORS)]
-        bar = [[max(0.0, loss - low)], [max(0.0, high - loss)]]
-        axes.errorbar([size], [loss], yerr=bar, color=color, marker="o", capsize=3, linestyle="", label=label(report))
-    axes.set_title("Size and change of perplexity" if scored else "Size and error of the results")
-    axes.set_xlim(left=0)
-    axes.margins(y=0.2)
-    axes.xaxis.set_major_formatter(lambda value, _: short_bytes(value))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %")
-    axes.set_xlabel("size in memory")
-    axes.legend(frameon=False, labelcolor=MUTED)
+    names = [f"original, {short_bytes(reports[0]['bytes']['original'])}"]
+    axes.plot([0.0], [0], color=MUTED, marker="s", markersize=5, linestyle="")
+    for row, report in enumerate(reports, 1):
+        quality = report["quality"]
+        names.append(f"{label(report)}, {short_bytes(report['bytes']['quantized'])}")
+        change = quality["perplexity_change"] if scored else quality["error"]
+        low, high = (quality["perplexity_interval"] if scored else None) or (change, change)
+        bar = [[max(0.0, change - low)], [max(0.0, high - change)]]
+        axes.errorbar([change], [row], xerr=bar, color=COLORS[0], marker="o", capsize=3, linestyle="")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    axes.margins(x=0.1, y=0.6 / len(reports))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %")
+    axes.set_title("Change of perplexity, and size in memory" if scored else "Error of the results, and size in memory")
