@@ -3,8 +3,9 @@
 Contenders take turns, each in a warm process of its own; what counts is the ratio within a round. All continue the same
 ids greedily, by the same number of tokens:
 
-  trivium-*       ours: fp32, bf16, and packed int8 and int4 (which compute in --packed-dtype); -kv8 keeps keys and
-                  values in int8, -lookup proposes tokens by looking them up in the text before (same tokens)
+  trivium-*       ours: fp32, bf16, and packed int8 and int4 (which compute in --packed-dtype) and int8_dynamic (which
+                  rounds activations to int8, too, as llama.cpp and CTranslate2 do); -kv8 keeps keys and values in
+                  int8, -lookup proposes tokens by looking them up in the text before (same tokens)
   transformers-*  AutoModelForCausalLM.generate in fp32 and bf16
   llama.cpp-*     through llama-cpp-python's C functions: the shipped file (Q4_1), and files that `trivium export` wrote
   ctranslate2-*   converted in the run from a Hugging Face directory
@@ -76,6 +77,7 @@ def contenders(packed_dtype: str) -> list[Contender]:
             ("-lookup", {"speculate": LOOKUP_TOKENS}),
         )
     ]
+    ours.append(Contender("trivium-int8_dynamic", "trivium", "trivium-int8_dynamic", packed_dtype))
     return [
         Contender("trivium-fp32", "trivium", "hf-fp32"),
         Contender("trivium-bf16", "trivium", "hf-bf16", "bf16"),
@@ -100,7 +102,7 @@ class Goal:
     """What it ought to be; None: only reported."""
 
 
-PLAIN = ("trivium-fp32", "trivium-bf16", "trivium-int8", "trivium-int4")
+PLAIN = ("trivium-fp32", "trivium-bf16", "trivium-int8", "trivium-int4", "trivium-int8_dynamic")
 FRAMEWORKS = ("transformers-fp32", "transformers-bf16", "ctranslate2-fp32", "ctranslate2-int8")
 LLAMA = ("llama.cpp-shipped", "llama.cpp-bf16", "llama.cpp-q8_0", "llama.cpp-q4_0")
 GOALS = (

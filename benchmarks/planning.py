@@ -173,6 +173,7 @@ def keeps_the_bounds(facts: dict[str, Any]) -> bool:
 def cost_of_keeping(precision: str, threads: int, rounds: int) -> dict[str, Any]:
     """Steps of `benchmarks/training.py`'s small shape with and without keeping to their plan, in alternation.
 
+    Counted is each process's own processor time, so that other work on the machine matters little.
     {"speed": with over without, the median of the rounds, "rounds": each round's, "given_back", "planned_bytes",
     "peak_bytes": (with, without)}.
     """

@@ -1,7 +1,7 @@
 """A process of `benchmarks/planning.py --speed`: steps of the real loop, with or without keeping to their plan.
 
-It stays warm and answers `run N` with the processor time N steps took and `quit` with its peak and with how often it gave
-freed memory back (`training/memory.py`); the steps are those of `training_worker.py`.
+It stays warm and answers `run N` with the processor time that N steps took, and `quit` with its peak and with how often
+it gave freed memory back (`training/memory.py`); the steps are those of `training_worker.py`.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ def test_pretraining_does_not_start_from_a_packed_model(tmp_path: Path, capsys: 
     recipe.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
     said = refusal(capsys, "pretrain", recipe, "--quiet")
     assert "stored as int8, which cannot be trained further: take the original model" in said
+    assert not (tmp_path / "run").exists()
     assert not list((tmp_path).glob("run/**/*.safetensors"))
 
 

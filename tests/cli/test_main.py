@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from trivium.cli import VERBS, doctor, main
 from trivium.errors import UserError
@@ -95,6 +96,12 @@ def test_how_a_verb_ends_decides_the_status(run: Run, monkeypatch: pytest.Monkey
         verb_that(monkeypatch, raising(Interrupted(number, 3)))
         status, out, err = run("doctor")
         assert (status, out) == (128 + number, "") and "trivium resume" in err
+    verb_that(monkeypatch, lambda **_: torch.empty(1 << 60))
+    status, out, err = run("doctor")
+    assert (status, out) == (2, "") and "this machine has too little memory for it" in err and err.count("\n") == 1
+    verb_that(monkeypatch, raising(RuntimeError("another")))
+    with pytest.raises(RuntimeError):
+        run("doctor")
     verb_that(monkeypatch, raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         run("doctor")

@@ -185,6 +185,7 @@ def test_interrupted_it_leaves_nothing(models: dict[str, Path], tmp_path: Path) 
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=60)
     assert (process.returncode, rest[0]) == (130, "") and "Traceback" not in rest[1], said + rest[1]
+    assert rest[1].endswith("trivium: interrupted\n")
     assert not list(out.parent.iterdir())
     # The control: undisturbed it writes the directory.
     assert subprocess.run([*command, "--no-measure"], capture_output=True, check=False).returncode == 0

@@ -58,6 +58,7 @@ PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EIS
 
 # Turns of a waiting loop (some microseconds) after which a compute thread sleeps.
 SPIN_COUNT = "1000"
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         _say("interrupted")
-        return 130
+        return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _say("this machine has too little memory for it; what was saved before stands (`trivium plan` finds what fits)")
+        return 2
     except BrokenPipeError:
         # The reader (`head`, say) has gone: not our error. Later writes, at exit too, go nowhere.
         with contextlib.suppress(OSError, ValueError):
@@ -147,9 +153,20 @@ def _run_verb(name: str, arguments: list[str]) -> int:
             return 2
         command = getattr(getattr(error, "ctx", None), "command_path", f"trivium {name}")
         raise UserError(f"{' '.join(explain().split())} (see `{command} --help`)") from None
+    if status == INTERRUPTED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     if hasattr(module, "after_help") and {"--help", "-h"} & set(arguments):
         sys.stdout.write(module.after_help())
     return status if isinstance(status, int) else 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a tensor could not be had; torch is here already, if one was asked for."""
+    if isinstance(error, MemoryError):
+        return True
+    from trivium.training.memory import is_out_of_memory
+
+    return isinstance(error, RuntimeError) and "torch" in sys.modules and is_out_of_memory(error)
 
 
 def _say(text: str) -> None:

@@ -124,8 +124,14 @@ def estimate(
     if framework_bytes is None:
         framework_bytes = process_bytes(FRAMEWORK_BYTES, precision, device)
     if device == "cpu":
-        held = {name: parts[f"{name}_bytes"] for name in ("activations", "logits", "gradients")}
-        idle = training_holes(config, precision, gradient_checkpointing, **held)
+        idle = training_holes(
+            config,
+            precision,
+            gradient_checkpointing,
+            activations=parts["activations_bytes"],
+            logits=parts["logits_bytes"],
+            gradients=parts["gradients_bytes"],
+        )
     else:
         largest = tokens * max(config.mlp_width, config.width) * item_bytes(precision)
         idle = allocator_bytes(device, sum(parts.values()), 0.0, largest)
