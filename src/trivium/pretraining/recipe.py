@@ -140,7 +140,8 @@ def start_directory(name: str) -> Path:
             raise UserError(f"{name} is a GGUF file: make a directory of it first, and name that: {cure}")
         scheme = read_scheme(path)
         if scheme is not None and scheme.packs:
-            raise UserError(f"{name} is stored as {scheme.format}, which cannot be trained further: take the original model")
+            cure = "take the original model"
+            raise UserError(f"{name} is stored as {scheme.format}, which cannot be trained further: {cure}")
     except UserError as error:
         raise UserError(f"start_from: {error}") from None
     return path
