@@ -71,13 +71,25 @@ def test_every_format_has_a_report(bundles: dict[str, Bundle], format: str) -> N
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_model_against_itself_costs_exactly_nothing(bundles: dict[str, Bundle], family: str) -> None:
     original = bundles[family]
-    report = report_of(original, replace(original, model=deepcopy(original.model)))
+    report = report_of(original, replace(original, model=deepcopy(original.model)), timed=False)
+    assert report["speed"] is None
     quality, greedy = report["quality"], report["greedy"]
     assert (quality["nll_change"], quality["nll_interval"], quality["kl"], quality["agreement"]) == (0, [0, 0], 0, 1)
     assert report["bytes"]["share"] == 1 and report["scheme"] is None
     assert set(report["parts"].values()) == {0.0} and report["weights"] == {}
     if greedy is not None:
         assert (greedy["equal"], greedy["whole"], greedy["first_difference"]) == (1.0, greedy["prompts"], None)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_is_known_of_the_original_is_not_found_again(bundles: dict[str, Bundle], family: str) -> None:
+    original, known = bundles[family], {}
+    others = [quantized(original, format) for format in ("int8", "int4")]
+    alone = [report_of(original, other, timed=False) for other in others]
+    assert [report_of(original, other, timed=False, known=known) for other in others] == alone
+    # It is what the second report is made from: the control, with other states.
+    known["states"] = [states + 1 for states in known["states"]]
+    assert report_of(original, others[1], timed=False, known=known) != alone[1]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -13,7 +13,7 @@ with the largest values, whose error costs most, have all others to make up for 
 the first column, for groups that stay together in memory. And on its own: these groups' ranges are narrowed
 (`ranges.py`); H is damped by a tenth of its mean diagonal, not a hundredth, since a user's calibration text is short;
 columns that no text ever excites are rounded to nearest, not set to 0; and a row whose error on the calibration text
-would exceed that of rounding to nearest keeps the latter. docs/quantization.md has what each was worth on one model.
+would exceed that of rounding to nearest keeps the latter. What each of these is worth was not measured one by one.
 The token table and the head are rounded to nearest, as in the paper.
 
 Invariants its tests check: in fp64 the codes are those of the paper's equations written out column by column; no row's

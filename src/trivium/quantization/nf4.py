@@ -70,7 +70,10 @@ def compress_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = blocks.abs().amax(1)
     # One code in 127 is spare for rounding up, and a step always counts beside the mean.
     least = torch.maximum(mean * 2.0**-22, torch.full_like(mean, 2.0**-149))
-    steps = torch.where(largest > 0, torch.maximum(largest / (LARGEST_CODE - 1), least), 0.0)
+    shares = largest / (LARGEST_CODE - 1)
+    short = shares * (LARGEST_CODE - 1) < largest  # by much among the smallest numbers of fp32, which lie far apart
+    shares = torch.where(short, torch.nextafter(shares, torch.full_like(shares, torch.inf)), shares)
+    steps = torch.where(largest > 0, torch.maximum(shares, least), 0.0)
     codes = (blocks / torch.where(steps > 0, steps, 1.0)[:, None]).ceil().flatten()[: flat.numel()].to(torch.int8)
     codes += expand_scales(codes, steps, mean) < flat  # the last bit of a sum may fall short
     return codes.view(scales.shape), steps, mean

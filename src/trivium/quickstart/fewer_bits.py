@@ -17,7 +17,7 @@ from trivium.checkpoints.bundle import load, quantize
 from trivium.data.prepare import held_out_texts
 from trivium.pretraining.run import SUMMARY, write_summary
 from trivium.progress import short_bytes
-from trivium.quickstart.state import Quickstart
+from trivium.quickstart.state import TRIED, Quickstart
 from trivium.report.compression import compression_report, compression_table
 from trivium.report.page import write_report
 
@@ -42,8 +42,7 @@ def pack(state: Quickstart) -> None:
     write_report(run)
     state.results["int8"] = {"model": str(folder), **cost}
     state.table |= rows(cost, state.summary)
-    if state.kind == "decoder":
-        state.next.append(f"trivium generate {shlex.quote(str(folder))} --prompt 'def main():' --max-new-tokens 80")
+    state.next.append(TRIED[state.kind].format(shlex.quote(str(folder))))
 
 
 def measure_and_save(model: Path, folder: Path, state: Quickstart) -> None:

@@ -18,7 +18,7 @@ from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 from trivium.progress import short_bytes, short_number, short_time
 from trivium.quickstart.sizing import USUAL_UTILISATION, shape_for, time_steps
-from trivium.quickstart.state import FAMILY, MASK_SHARE, PRETRAINING_SHARE, SEED, VOCABULARY, Quickstart
+from trivium.quickstart.state import FAMILY, MASK_SHARE, PRETRAINING_SHARE, SEED, TRIED, VOCABULARY, Quickstart
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.settings import TrainingSettings
@@ -202,14 +202,9 @@ def learn_language(state: Quickstart) -> None:
         **_held_out_rows(state),
     }
     model, run = (shlex.quote(summary[key]) for key in ("model", "run"))
-    state.next += {
-        "decoder": [
-            f"trivium generate {model} --prompt 'def main():' --max-new-tokens 80",
-            f"trivium metric perplexity {model} --file {model}/README.md",
-        ],
-        "encoder": [f"trivium fill-mask {model} 'for i in [MASK](10):'"],
-        "encoder-decoder": [f"trivium seq2seq {model} 'import os, <extra_id_0>, re'"],
-    }[state.kind]
+    state.next.append(TRIED[state.kind].format(model))
+    if state.kind == "decoder":
+        state.next.append(f"trivium metric perplexity {model} --file {model}/README.md")
     state.next.append(f"trivium pretrain {run}/recipe.yaml run=runs/longer training.steps={4 * summary['steps']}")
 
 

@@ -27,6 +27,12 @@ MASK_SHARE = 0.3
 HELD_OUT: dict[Kind, float] = {"decoder": 0.04, "encoder": 0.1, "encoder-decoder": 0.1}
 # Share of the time left that pretraining gets; the rest is the later stage's.
 PRETRAINING_SHARE: dict[Kind, float] = {"decoder": 1.0, "encoder": 0.75, "encoder-decoder": 0.55}
+# A command that uses the model of each kind.
+TRIED: dict[Kind, str] = {
+    "decoder": "trivium generate {} --prompt 'def main():' --max-new-tokens 80",
+    "encoder": "trivium fill-mask {} 'for i in [MASK](10):'",
+    "encoder-decoder": "trivium seq2seq {} 'import os, <extra_id_0>, re'",
+}
 
 
 @dataclass

@@ -47,7 +47,7 @@ def learn_summaries(state: Quickstart) -> None:
     state.table["  function's name"] = f"{_three(names, '{}')} for its words alone"
     sample = summary["samples"][0]
     state.table["for example"] = f"{_short(sample['text'])}; its author wrote {_short(sample['truth'])}"
-    code = "def count_words(text):\n    return len(text.split())"
+    code = "def count_words(text): return len(text.split())"
     state.next.append(f"trivium seq2seq {shlex.quote(summary['model'])} {shlex.quote(code)} --num-beams 4")
 
 

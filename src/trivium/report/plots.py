@@ -133,6 +133,10 @@ def line_plot(lines: Sequence[Line], *, name: str, log: bool = False, wide: bool
     return _render(draw, name, WIDE if wide else COLUMN)
 
 
+# What one character of the figure at a bar's end takes of a plot's width; longer ones than this are cut.
+CHARACTER_SHARE, MOST_CHARACTERS = 0.019, 24
+
+
 def bar_plot(bars: Sequence[Bar], *, name: str) -> str:
     """SVG of horizontal bars from zero, each with its label above and its figure at its end."""
 
@@ -149,7 +153,8 @@ def bar_plot(bars: Sequence[Bar], *, name: str) -> str:
             end = bar.value + 0.015 * largest
             axes.text(end, row, bar.text, va="center", ha="left", color=INK, weight="bold").set_in_layout(False)
         axes.set_ylim(len(bars) - 0.5, -0.8)
-        axes.set_xlim(0, (largest or 1) * 1.22)
+        longest = min(MOST_CHARACTERS, max(len(bar.text) for bar in bars))
+        axes.set_xlim(0, (largest or 1) / (1 - CHARACTER_SHARE * (longest + 2)))
         axes.axis("off")
 
     return _render(draw, name, (COLUMN[0], 0.35 + 0.62 * len(bars)))
