@@ -8,8 +8,7 @@ the model's own code; but those of int8_dynamic are done best here, where the pr
 Everything between the weights is computed in fp32, also for models in bf16, whose own code rounds after every operator.
 
 Invariants its tests check: logits equal those of the model's own code; those of a text do not depend, bit for bit, on
-the texts read with it, on threads, or on how its last tokens were cut into steps of up to 32 (as long as the kernels
-read them).
+the texts read with it, on threads, or on how its tokens were cut into steps (as long as the kernels read them).
 
 Shapes: n slots named in a call, T ids of each, M rows (ids of all slots together), D width, V vocabulary.
 """

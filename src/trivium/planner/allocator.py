@@ -31,8 +31,8 @@ Device = Literal["cpu", "cuda"]
 HOLES_FP32_ROTATED, HOLES_FP32, HOLES_16_BITS = 1.0, 0.55, 0.55
 HOLES_FP32_RECOMPUTED, HOLES_16_BITS_RECOMPUTED = 1.6, 1.1
 HOLES_OF_FP32_GRADIENTS = 0.15
-# Without a backward pass few blocks are kept between those that are given up.
-INFERENCE_HOLES = 0.2
+# Without a backward pass: of what passes while texts are continued, and of activations of texts that are read whole.
+INFERENCE_HOLES, READING_HOLES = 0.2, 0.8
 CUDA_BLOCK, CUDA_SMALL, CUDA_LARGE = 512, 1 << 20, 10 << 20
 CUDA_SMALL_SEGMENT, CUDA_LARGE_SEGMENT, CUDA_ROUNDING = 2 << 20, 20 << 20, 2 << 20
 

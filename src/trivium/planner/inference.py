@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from trivium.models.config import ModelConfig
 from trivium.planner.activations import FP32, INT64, item_bytes
-from trivium.planner.allocator import INFERENCE_HOLES, Device, allocator_bytes
+from trivium.planner.allocator import INFERENCE_HOLES, READING_HOLES, Device, allocator_bytes
 from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows, process_bytes
 from trivium.planner.weights import quantized_matrices, stored_weights_bytes
 from trivium.quantization.schemes import Scheme
@@ -30,6 +30,10 @@ from trivium.runtime import Precision
 CAPACITY_STEP = 64
 # New positions that beams have room for at first (`generation/beam_search.py`).
 BEAM_CACHE_STEP = 32
+# Of prompts, so many positions are read at a time (`generation/batching.py`); beams read theirs whole.
+PROMPT_POSITIONS = 1024
+# What a process that turns texts into ids and back holds besides: tokenizer, engine.
+TEXT_BYTES = 16 << 20
 # Log-likelihoods are made of so many logits at a time (`generation/scoring.py`).
 LOGITS_PER_CHUNK = 1 << 24
 
@@ -69,7 +73,9 @@ def generation_memory(
     else:
         capacity = _grown_capacity(prompt_length, new_tokens, num_beams)
         held = cache_bytes(config, beams, capacity, precision, kv_int8=kv_int8) * (2 if num_beams > 1 else 1)
-        activations = max(pass_bytes(config, rows, prompt_length, precision), pass_bytes(config, beams, 1, precision))
+        most = rows * prompt_length if num_beams > 1 else min(rows * prompt_length, PROMPT_POSITIONS)
+        read = pass_bytes(config, max(1, most // prompt_length), min(most, prompt_length), precision)
+        activations = max(read, pass_bytes(config, beams, 1, precision))
         unpacks = rows * prompt_length > 1
     return _plan(
         config,
@@ -81,6 +87,8 @@ def generation_memory(
         logits=logits,
         kv_cache=held,
         unpacks=unpacks,
+        holes=int(INFERENCE_HOLES * (activations + (held if num_beams > 1 else 0))),
+        writes=True,
     )
 
 
@@ -103,19 +111,25 @@ def evaluation_memory(
     """
     learned = rows * length if targets is None else targets
     item = item_bytes(precision)
-    logits = learned * config.width * item
+    logits, holes = learned * config.width * item, 0
     if config.head == "lm" and config.kind == "encoder":  # by the chunked cross-entropy
         logits += min(chunk_rows(config, precision), learned) * config.vocab_size * item
         logits += SOFTMAX_BYTES if item != FP32 else 0
-    elif config.head == "lm":  # the scores in fp32, and their logarithms
-        logits += min(LOGITS_PER_CHUNK // config.vocab_size, learned) * config.vocab_size * 2 * FP32
+    elif config.head == "lm":
+        chunk = max(1, min(LOGITS_PER_CHUNK // config.vocab_size, learned))
+        scores = chunk * config.vocab_size
+        logits += scores * (2 * FP32 + (item if item != FP32 else 0))  # as made, in fp32, and their logarithms
+        holes = max(0, -(-learned // chunk) - 1) * scores * FP32  # a chunk's small result lies in what it leaves
     read, held = pass_bytes(config, rows, length, precision), 0
-    logits = max(0, logits + rows * length * config.width * item - read)  # after the blocks have given up theirs
+    # They come after the blocks have given up theirs, but do not fit into what those leave.
+    beside = max(0, logits + rows * length * config.width * item - read)
+    holes += logits - beside
     if config.kind == "encoder-decoder":
         source = source_length or length
         held = rows * source * _position_bytes(config, precision)
         read += rows * source * config.width * item
-        read = max(read, pass_bytes(config, rows, source, precision) - held - logits)
+        before = pass_bytes(config, rows, source, precision)
+        read, holes = max(read, before - held), max(0, holes - before)  # the source's pass has made room
     return _plan(
         config,
         precision,
@@ -123,9 +137,10 @@ def evaluation_memory(
         device,
         framework_bytes,
         activations=read,
-        logits=logits,
+        logits=beside,
         kv_cache=held,
         unpacks=rows * length > 1,
+        holes=holes + int(READING_HOLES * read),
     )
 
 
@@ -177,6 +192,8 @@ def _plan(
     logits: int,
     kv_cache: int,
     unpacks: bool,
+    holes: int,
+    writes: bool = False,
 ) -> MemoryPlan:
     """The parts of a pass without gradients; only what passes by leaves holes."""
     packed = scheme is not None and scheme.packs
@@ -184,8 +201,8 @@ def _plan(
         blocks = (matrix for matrix in quantized_matrices(config) if matrix.name != "embedding")
         activations += max(m.outputs * m.inputs for m in blocks) * item_bytes(precision)
     if framework_bytes is None:
-        framework_bytes = process_bytes(INFERENCE_FRAMEWORK_BYTES, precision, device)
-    passing = activations + logits + kv_cache
+        libraries = INFERENCE_FRAMEWORK_BYTES + (TEXT_BYTES if writes else 0)
+        framework_bytes = process_bytes(libraries, precision, device)
     return MemoryPlan(
         weights_bytes=stored_weights_bytes(config, precision, scheme),
         gradients_bytes=0,
@@ -193,6 +210,6 @@ def _plan(
         activations_bytes=activations,
         logits_bytes=logits,
         framework_bytes=framework_bytes,
-        allocator_bytes=allocator_bytes(device, passing, INFERENCE_HOLES),
+        allocator_bytes=holes if device == "cpu" else allocator_bytes(device, activations + logits + kv_cache, 0.0),
         kv_cache_bytes=kv_cache,
     )

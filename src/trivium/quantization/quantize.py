@@ -53,7 +53,7 @@ def quantize_model(
     if scheme.method != "nearest":
         _calibrate(model, scheme, calibration, progress)
     left = matrices(model, scheme)
-    progress.start(f"packing as {scheme.format}", len(left), "matrices")
+    progress.start(f"packing as {scheme.format}", len(left), "tensors")
     while left:
         name = next(iter(left))
         put_packed(model, name, pack(left.pop(name).weight.detach(), scheme, name))

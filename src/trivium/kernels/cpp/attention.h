@@ -7,8 +7,8 @@
 // the order of any sum.
 
 //
-// Where a slot gets many rows at once, keys are laid across first, so that queries meet them 64 at a time without adding
-// up lanes: a matrix product. The sums of a score then have another order.
+// Where a slot gets many rows at once, keys are laid across first, so that queries meet them without adding up lanes: a
+// matrix product. Its sums have the order that the lanes would have, so nothing depends on how many rows there are.
 
 constexpr int64_t CHUNK = 128;
 constexpr int64_t QUERIES = 24;     // worked on at a time, so that their scores stay in the cache
@@ -153,24 +153,37 @@ template <class T> INLINE void lay_across(const T* keys, int64_t count, int64_t 
         }
 }
 
-// scores[q * CHUNK + j] of Q queries over the first `count` of keys laid across, 4 * LANES at a time.
-template <int Q>
-INLINE void scores_across(const float* queries, int64_t stride, const float* across, int64_t count, float* scores) {
-    for (int64_t j = 0; j < count; j += 4 * LANES) {
-        V total[Q][4] = {};
-        for (int64_t i = 0; i < stride; i++) {
-            V keys[4];
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; v++) keys[v] = load(across + i * CHUNK + j + v * LANES);
-#pragma GCC unroll 8
+// What lanes FIRST, FIRST + STEP, FIRST + 2 STEP ... of Q queries and 2 * LANES keys add up to, in the order of `sums`: each
+// lane for itself, then those 8 apart, 4 apart, 2 and 1.
+template <int Q, int FIRST, int STEP>
+INLINE void add_lanes(const float* queries, int64_t stride, const float* across, V (*total)[2]) {
+    if constexpr (STEP == LANES) {
+        for (int64_t i = FIRST; i < stride; i += LANES) {
+            V left = load(across + i * CHUNK), right = load(across + i * CHUNK + LANES);
+#pragma GCC unroll 2
             for (int q = 0; q < Q; q++) {
                 V element = all(queries[q * stride + i]);
-#pragma GCC unroll 4
-                for (int v = 0; v < 4; v++) total[q][v] += element * keys[v];
+                total[q][0] += element * left;
+                total[q][1] += element * right;
             }
         }
+    } else {
+        V other[Q][2] = {};
+        add_lanes<Q, FIRST, 2 * STEP>(queries, stride, across, total);
+        add_lanes<Q, FIRST + STEP, 2 * STEP>(queries, stride, across, other);
+#pragma GCC unroll 2
+        for (int q = 0; q < Q; q++) total[q][0] += other[q][0], total[q][1] += other[q][1];
+    }
+}
+
+// scores[q * CHUNK + j] of Q queries over the first `count` of keys laid across.
+template <int Q>
+INLINE void scores_across(const float* queries, int64_t stride, const float* across, int64_t count, float* scores) {
+    for (int64_t j = 0; j < count; j += 2 * LANES) {
+        V total[Q][2] = {};
+        add_lanes<Q, 0, 1>(queries, stride, across + j, total);
         for (int q = 0; q < Q; q++)
-            for (int v = 0; v < 4; v++) store(scores + q * CHUNK + j + v * LANES, total[q][v]);
+            for (int half = 0; half < 2; half++) store(scores + q * CHUNK + j + half * LANES, total[q][half]);
     }
 }
 #endif
@@ -275,8 +288,8 @@ static void attend_chunk(const Attending& a, const Sequence& s, int64_t head, in
         i = 0;
 #if LANES == 16
         if (s.count >= MANY_ROWS) {
-            for (; i + 6 <= n; i += 6) scores_across<6>(query + i * padded, padded, across, seen, scores + i * CHUNK);
-            for (; i < n; i++) scores_across<1>(query + i * padded, padded, across, seen, scores + i * CHUNK);
+            for (; i + 2 <= n; i += 2) scores_across<2>(query + i * padded, padded, across, seen, scores + i * CHUNK);
+            if (i < n) scores_across<1>(query + i * padded, padded, across, seen, scores + i * CHUNK), i++;
         }
 #endif
         for (; i < n; i++) score(query + i * padded, keys, seen, N, scores + i * CHUNK);
