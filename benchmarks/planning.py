@@ -55,6 +55,8 @@ PRECISIONS = ("fp32", "bf16")
 ESTIMATES = ("plan", "accelerate", "factor_of_four")
 # The bounds that the table is judged by.
 MEDIAN_BOUND, WORST_BOUND = 0.05, 0.15
+# Runs that add less than this share to the process are not judged without it.
+LEAST_SHARE = 0.25
 
 
 def cases(threads: int) -> list[Case]:
@@ -132,7 +134,9 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not answered:
             continue
         facts[name] = _errors([_estimate(r, name) / r["measured_bytes"] - 1 for r in answered])
-        facts[f"{name}, framework left out"] = _errors([_beyond(r, name) / beyond_framework(r) - 1 for r in answered])
+        more = [r for r in answered if needs_more(r)]
+        if more:
+            facts[f"{name}, framework left out"] = _errors([_beyond(r, name) / beyond_framework(r) - 1 for r in more])
     return facts
 
 
@@ -151,7 +155,12 @@ def _beyond(result: dict[str, Any], name: str) -> int:
 def beyond_framework(result: dict[str, Any]) -> int:
     """What a run was measured to need, without the process's own size."""
     needed: int = result["measured_bytes"] - result["plan"]["framework_bytes"]
-    return max(1, needed)
+    return needed
+
+
+def needs_more(result: dict[str, Any]) -> bool:
+    """Whether a run adds enough to the process that this can be told from what the process varies by."""
+    return beyond_framework(result) >= LEAST_SHARE * result["plan"]["framework_bytes"]
 
 
 def _errors(errors: Sequence[float]) -> dict[str, float]:
@@ -160,6 +169,7 @@ def _errors(errors: Sequence[float]) -> dict[str, float]:
     return {
         "median": statistics.median(sizes),
         "worst": max(sizes),
+        "runs": len(errors),
         "below": sum(error < 0 for error in errors),
         "worst_below": max(0.0, -min(errors)),
     }
@@ -222,7 +232,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             length,
             *(f"{size / 1e6:.0f}" for size in sizes),
             f"{100 * result['error']:+.1f} %",
-            f"{100 * (_beyond(result, 'plan') / beyond_framework(result) - 1):+.1f} %",
+            f"{100 * (_beyond(result, 'plan') / beyond_framework(result) - 1):+.1f} %" if needs_more(result) else "",
             str(result["given_back"] or ""),
             *("" if size is None else f"{size / 1e6:.0f}" for size in theirs),
         ]
@@ -237,7 +247,7 @@ def verdict(facts: dict[str, Any]) -> str:
     for name, values in facts.items():
         if isinstance(values, dict):
             cells = [name.replace("_", " "), f"{values['median']:.1%}", f"{values['worst']:.1%}"]
-            cells += [f"{values['below']} of {facts['runs']}", f"{values['worst_below']:.1%}"]
+            cells += [f"{values['below']} of {values['runs']}", f"{values['worst_below']:.1%}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

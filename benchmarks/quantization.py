@@ -41,7 +41,6 @@ FORMATS = (
     "int4:128,int4:128:gptq,int4:128:awq,int4_asymmetric:128,int4_asymmetric:128:gptq,int4_asymmetric:128:awq"
 )
 ORIGINAL = "fp32 (original)"
-LOADS = 3
 DATA = ROOT.parent / "shared" / "data"
 COLUMNS = (
     "format", "MB", "load, s", "peak, MB", "perplexity", "change", "95 %", "KL", "same token", "greedy equal",
@@ -190,7 +189,8 @@ def _loading(made: Bundle, options: argparse.Namespace) -> dict[str, float]:
         made.save(directory)
         command = [sys.executable, __file__, "--load", str(directory), "--threads", str(options.threads)]
         loads = [
-            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(LOADS)
+            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            for _ in range(options.loads)
         ]
         return {
             "file_bytes": sum(file.stat().st_size for file in directory.glob("*.safetensors")),
@@ -252,6 +252,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", default="", help="where to write all figures")
     parser.add_argument("--plot", default="", help="where to write the plot (PNG)")
+    parser.add_argument("--loads", type=int, default=3, help="how often loading is measured; the median counts")
     parser.add_argument("--only", choices=("quality", "speed"), help="one half; speed is added to the --json of a run")
     parser.add_argument("--load", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from trivium.models.config import ModelConfig
 from trivium.planner.activations import FP32, INT64, item_bytes
 from trivium.planner.allocator import INFERENCE_HOLES, READING_HOLES, Device, allocator_bytes
-from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows, process_bytes
+from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows
 from trivium.planner.weights import quantized_matrices, stored_weights_bytes
 from trivium.quantization.schemes import Scheme
 from trivium.runtime import Precision
@@ -33,7 +33,7 @@ BEAM_CACHE_STEP = 32
 # Of prompts, so many positions are read at a time (`generation/batching.py`); beams read theirs whole.
 PROMPT_POSITIONS = 1024
 # What a process that turns texts into ids and back holds besides: tokenizer, engine.
-TEXT_BYTES = 16 << 20
+TEXT_BYTES = 8 << 20
 # Log-likelihoods are made of so many logits at a time (`generation/scoring.py`).
 LOGITS_PER_CHUNK = 1 << 24
 
@@ -69,14 +69,14 @@ def generation_memory(
         encoded = rows * source * config.width * item_bytes(precision)
         reading = pass_bytes(config, rows, source, precision)
         activations = max(reading - held, encoded + pass_bytes(config, beams, 1, precision))
-        unpacks = rows * source > 1
+        unpacks, share = rows * source > 1, READING_HOLES
     else:
         capacity = _grown_capacity(prompt_length, new_tokens, num_beams)
         held = cache_bytes(config, beams, capacity, precision, kv_int8=kv_int8) * (2 if num_beams > 1 else 1)
         most = rows * prompt_length if num_beams > 1 else min(rows * prompt_length, PROMPT_POSITIONS)
         read = pass_bytes(config, max(1, most // prompt_length), min(most, prompt_length), precision)
         activations = max(read, pass_bytes(config, beams, 1, precision))
-        unpacks = rows * prompt_length > 1
+        unpacks, share = rows * prompt_length > 1, INFERENCE_HOLES
     return _plan(
         config,
         precision,
@@ -87,7 +87,7 @@ def generation_memory(
         logits=logits,
         kv_cache=held,
         unpacks=unpacks,
-        holes=int(INFERENCE_HOLES * (activations + (held if num_beams > 1 else 0))),
+        holes=int(share * activations + (INFERENCE_HOLES * held if num_beams > 1 else 0)),
         writes=True,
     )
 
@@ -201,8 +201,7 @@ def _plan(
         blocks = (matrix for matrix in quantized_matrices(config) if matrix.name != "embedding")
         activations += max(m.outputs * m.inputs for m in blocks) * item_bytes(precision)
     if framework_bytes is None:
-        libraries = INFERENCE_FRAMEWORK_BYTES + (TEXT_BYTES if writes else 0)
-        framework_bytes = process_bytes(libraries, precision, device)
+        framework_bytes = INFERENCE_FRAMEWORK_BYTES + (TEXT_BYTES if writes else 0) if device == "cpu" else 0
     return MemoryPlan(
         weights_bytes=stored_weights_bytes(config, precision, scheme),
         gradients_bytes=0,

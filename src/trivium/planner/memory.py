@@ -95,8 +95,8 @@ def estimate(
 
     `source_length`: positions of an encoder-decoder's source (0: T). `targets`: how many of the B x T positions are
     learned (None: all). `packed_documents`: rows hold several documents, and a mask keeps them apart.
-    `trainable_parameters`: how many are trained (None: all). `framework_bytes` None: `FRAMEWORK_BYTES` on a CPU, 0 on
-    CUDA. Other arguments as in `TrainingSettings`.
+    `trainable_parameters`: how many are trained (None: all). `framework_bytes`: the process so far (None:
+    `FRAMEWORK_BYTES` on a CPU, 0 on CUDA). Other arguments as in `TrainingSettings`.
     """
     rows, tokens = rows_per_micro_batch, rows_per_micro_batch * max(sequence_length, source_length)
     trainable = num_parameters(config) if trainable_parameters is None else trainable_parameters
@@ -121,8 +121,7 @@ def estimate(
         "activations_bytes": kept + temporaries,
         "logits_bytes": held + max(0, passing - temporaries),
     }
-    if framework_bytes is None:
-        framework_bytes = process_bytes(FRAMEWORK_BYTES, precision, device)
+    framework_bytes = _process_bytes(framework_bytes, precision, device)
     if device == "cpu":
         idle = training_holes(
             config,
@@ -138,16 +137,17 @@ def estimate(
     return MemoryPlan(**parts, framework_bytes=framework_bytes, allocator_bytes=idle)
 
 
-def process_bytes(libraries: int, precision: Precision, device: Device) -> int:
-    """The process before any tensor: `libraries`, and what products in `precision` touch besides."""
-    if device != "cpu":
-        return 0
-    return libraries + (ONEDNN_BYTES if precision != "fp32" else 0)
-
-
 def fits(plan: MemoryPlan, available_bytes: int) -> bool:
     """Whether the plan's peak is at most `available_bytes`."""
     return plan.peak_bytes <= available_bytes
+
+
+def _process_bytes(known: int | None, precision: Precision, device: Device) -> int:
+    """The process before any tensor of a training step exists (`known`: what it already holds)."""
+    if device != "cpu":
+        return known or 0
+    held = FRAMEWORK_BYTES if known is None else known
+    return held + (ONEDNN_BYTES if held and precision != "fp32" else 0)
 
 
 def autocast_bytes(config: ModelConfig, precision: Precision) -> int:
