@@ -196,6 +196,44 @@ def test_neither_company_nor_threads_nor_the_cut_changes_a_bit(name: str) -> Non
         assert all(torch.equal(left, right) for left, right in zip(alone, other, strict=True))
 
 
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_short_texts_in_bf16_do_not_depend_on_their_company(scheme: str | None) -> None:
+    model = small_model(KNOWN["llama"].changed(width=64, mlp_width=96), torch.bfloat16)
+    if scheme is not None:
+        model = quantize_model(model, scheme)
+    rng = random.Random(3)
+    texts = [[rng.randrange(61) for _ in range(rng.randint(1, FEW_ROWS))] for _ in range(40)]
+    texts.insert(7, [rng.randrange(61) for _ in range(200)])  # read by the model's own code, and no concern of theirs
+    stepper, slots = FastStepper(model), Slots.for_model(model, len(texts), 256)
+    together = stepper.read(slots, range(len(texts)), texts)
+    further = stepper.read(slots, range(len(texts)), [[5]] * len(texts))
+    for which, text in enumerate(texts):
+        alone = Slots.for_model(model, 1, 64)
+        first = stepper.read(alone, [0], [text])[0]
+        if which != 7:
+            assert torch.equal(first, together[which])
+            assert torch.equal(stepper.read(alone, [0], [[5]])[0], further[which])
+    # The control: torch's products of bf16 do differ with the company.
+    plain = PlainStepper(model)
+    many = plain.read(Slots.for_model(model, len(texts), 256), range(len(texts)), texts)
+    one = [plain.read(Slots.for_model(model, 1, 64), [0], [text])[0] for text in texts]
+    assert not torch.equal(many, torch.stack(one))
+
+
+@pytest.mark.parametrize(
+    ("where", "kv"),
+    [("mlp.up", "model"), ("attention.value", "int8"), ("attention.key", "int8"), ("mlp.down", "model")],
+)
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_what_is_no_number_is_not_hidden(where: str, kv: Any, activation: Any) -> None:
+    model = small_model(KNOWN["gpt2"].changed(activation=activation))
+    stepper = FastStepper(model)
+    assert stepper.read(Slots.for_model(model, 1, 64, kv=kv), [0], [[1, 2, 3]]).isfinite().all()
+    with torch.no_grad():
+        model.stack.blocks[0].get_submodule(where).weight[0, 0] = float("nan")
+    assert stepper.read(Slots.for_model(model, 1, 64, kv=kv), [0], [[1, 2, 3]]).isnan().any()
+
+
 def test_the_last_logits_alone_are_the_last_of_all() -> None:
     model = small_model(KNOWN["llama"])
     stepper, left, right = FastStepper(model), Slots.for_model(model, 2, 64), Slots.for_model(model, 2, 64)

@@ -74,27 +74,52 @@ class FastStepper:
     @torch.inference_mode()
     def read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """See `Stepper.read`."""
-        if sum(map(len, ids)) > FEW_ROWS and not self._any_rows:
-            return self._plain.read(slots, which, ids, every=every)
-        most = [self._most_rows(slots.lengths[slot] + len(some)) for slot, some in zip(which, ids, strict=True)]
-        if all(len(some) <= limit for some, limit in zip(ids, most, strict=True)):
-            return self._read(slots, which, ids, every)
-        found = []  # one text after the other, piece by piece: what they become does not depend on their company
-        for slot, some, limit in zip(which, ids, most, strict=True):
-            pieces = [some[at : at + limit] for at in range(0, len(some), limit)]
-            logits = [self._read(slots, [slot], [piece], every)[0] for piece in pieces]
-            found.append(torch.cat(logits) if every else logits[-1])
-        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True) if every else torch.stack(found)
+        calls = self._calls(slots, which, ids)
+        found: dict[int, Tensor] = {}
+        for texts in calls:
+            some = [ids[text] for text in texts]
+            own = self._any_rows or max(map(len, some)) <= FEW_ROWS
+            read = self._read if own else self._plain.read
+            logits = read(slots, [which[text] for text in texts], some, every=every)
+            if len(calls) == 1:
+                return logits
+            found |= {text: row[: len(ids[text])] if every else row for text, row in zip(texts, logits, strict=True)}
+        rows = [found[text] for text in range(len(ids))]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) if every else torch.stack(rows)
 
-    def _most_rows(self, length: int) -> int:
-        """How many rows of a text that will have `length` positions are read in one call: its scratch memory grows with
-        their product."""
-        config = self.model.config
-        chunks = length // CHUNK + 1
-        return max(FEW_ROWS, SCRATCH_FLOATS // (chunks * config.heads * (config.head_width + 2)))
+    def _calls(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The texts (numbers from 0) that are read together.
 
-    def _read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], every: bool) -> Tensor:
-        """What fits into one call."""
+        Each text's own length decides who reads it, so that its company does not. A call takes a bounded number of rows
+        and of scratch memory.
+        """
+        calls: list[list[int]] = []
+        long, rows, floats = [], 0, 0
+        for text, (slot, some) in enumerate(zip(which, ids, strict=True)):
+            if len(some) > FEW_ROWS and not self._any_rows:
+                long.append(text)
+                continue
+            needed = len(some) * self._floats_of_row(slots.lengths[slot] + len(some))
+            full = rows + len(some) > FEW_ROWS and not self._any_rows
+            if not calls or full or floats + needed > SCRATCH_FLOATS:
+                calls.append([])
+                rows = floats = 0
+            calls[-1].append(text)
+            rows, floats = rows + len(some), floats + needed
+        return [*calls, long] if long else calls
+
+    def _floats_of_row(self, length: int) -> int:
+        """What attention keeps of a row of a text with `length` positions."""
+        return (length // CHUNK + 1) * self.model.config.heads * (self.model.config.head_width + 2)
+
+    def _read(self, slots: Slots, which: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """The same by the kernels; of a text that is too long for one call piece by piece."""
+        if len(ids) == 1:
+            most = max(FEW_ROWS, SCRATCH_FLOATS // self._floats_of_row(slots.lengths[which[0]] + len(ids[0])))
+            if len(ids[0]) > most:
+                pieces = [ids[0][at : at + most] for at in range(0, len(ids[0]), most)]
+                logits = [self._read(slots, which, [piece], every=every) for piece in pieces]
+                return torch.cat(logits, 1) if every else logits[-1]
         counts = [len(some) for some in ids]
         rows, starts = sum(counts), [slots.lengths[slot] for slot in which]
         ends = [start + count for start, count in zip(starts, counts, strict=True)]

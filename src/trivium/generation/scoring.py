@@ -295,7 +295,11 @@ def _score_targets(
 def _target_logprobs(model: Decoder | EncoderDecoder, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     """(N,) fp32 on the CPU: the log-probability of each target, logits being made a bounded number at a time."""
     rows = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
-    chunks = zip(torch.split(hidden_ND, rows), torch.split(targets_N, rows), strict=True)
-    return torch.cat(
-        [model.logits(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0] for hidden, targets in chunks]
-    ).cpu()
+    # Made before the first chunk of logits: a small result in the place of a freed chunk would keep the next one out.
+    logprobs_N1 = hidden_ND.new_empty(len(targets_N), 1, dtype=torch.float32)
+    for start in range(0, len(targets_N), rows):
+        chunk = slice(start, start + rows)
+        scores = model.logits(hidden_ND[chunk]).float().log_softmax(-1)
+        torch.gather(scores, 1, targets_N[chunk, None], out=logprobs_N1[chunk])
+        del scores
+    return logprobs_N1[:, 0].cpu()

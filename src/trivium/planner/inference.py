@@ -111,7 +111,7 @@ def evaluation_memory(
     """
     learned = rows * length if targets is None else targets
     item = item_bytes(precision)
-    logits, holes = learned * config.width * item, 0
+    logits = learned * config.width * item
     if config.head == "lm" and config.kind == "encoder":  # by the chunked cross-entropy
         logits += min(chunk_rows(config, precision), learned) * config.vocab_size * item
         logits += SOFTMAX_BYTES if item != FP32 else 0
@@ -119,17 +119,14 @@ def evaluation_memory(
         chunk = max(1, min(LOGITS_PER_CHUNK // config.vocab_size, learned))
         scores = chunk * config.vocab_size
         logits += scores * (2 * FP32 + (item if item != FP32 else 0))  # as made, in fp32, and their logarithms
-        holes = max(0, -(-learned // chunk) - 1) * scores * FP32  # a chunk's small result lies in what it leaves
     read, held = pass_bytes(config, rows, length, precision), 0
     # They come after the blocks have given up theirs, but do not fit into what those leave.
     beside = max(0, logits + rows * length * config.width * item - read)
-    holes += logits - beside
-    if config.kind == "encoder-decoder":
+    holes = logits - beside
+    if config.kind == "encoder-decoder":  # keys and values of the source lie among what the blocks leave: nothing fits
         source = source_length or length
         held = rows * source * _position_bytes(config, precision)
-        read += rows * source * config.width * item
-        before = pass_bytes(config, rows, source, precision)
-        read, holes = max(read, before - held), max(0, holes - before)  # the source's pass has made room
+        read = max(read + rows * source * config.width * item, pass_bytes(config, rows, source, precision) - held)
     return _plan(
         config,
         precision,

@@ -26,6 +26,7 @@ Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{letter}i": 1024**power for power, letter in enumerate("kmgt", 1)}
+LONGEST_NUMBER = 100
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE | re.ASCII)
 
 
@@ -34,7 +35,7 @@ def _size(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     found = SIZE.fullmatch(value.strip())
-    if found is None or found[2].lower() not in UNITS:
+    if found is None or found[2].lower() not in UNITS or len(value) > LONGEST_NUMBER:
         raise ValueError("must be a number of bytes, or a size such as 24GB or 80GiB")
     return int(float(found[1]) * UNITS[found[2].lower()])
 
@@ -43,7 +44,9 @@ def _count(value: Any) -> Any:
     """`3e8` as a whole number, and `300M` too."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgbt]?)", value.strip(), re.IGNORECASE) if isinstance(value, str) else None
+    if not isinstance(value, str) or len(value) > LONGEST_NUMBER:
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgbt]?)", value.strip(), re.IGNORECASE)
     return int(float(found[1]) * {**UNITS, "b": 10**9}[found[2].lower()]) if found else value
 
 
@@ -108,7 +111,7 @@ class PlanSettings(Settings):
     """generate: beams searched for each row."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What computes: a CPU with its memory, or a CUDA card with its own. Only the CPU's figures were measured."""
-    memory: Size = Field(default=0, ge=0)
+    memory: Size = Field(default=0, ge=0, le=1 << 60)
     """Memory of each device, such as 24GB or 80GiB; 0: what this machine allows."""
     data_ways: int = Field(default=1, ge=1, le=1 << 20)
     """Devices that hold the whole model, each with its own rows."""

@@ -73,6 +73,11 @@ def refuse_stage(config: ModelConfig, settings: PlanSettings) -> None:
             f"stage={settings.stage} writes text, and this model is an encoder: choose finetune or evaluate"
         )
     length = row_length(config, settings)
+    if settings.stage in ("generate", "serve", *ROLLOUTS) and settings.new_tokens >= length:
+        raise UserError(
+            f"new_tokens={settings.new_tokens} leave no room for a prompt in {length} positions: give a larger "
+            "sequence_length"
+        )
     if config.positions == "learned" and length > config.max_positions:
         raise UserError(
             f"sequence_length={length}, but the model has learned {config.max_positions} positions: give "

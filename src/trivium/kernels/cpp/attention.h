@@ -76,12 +76,15 @@ template <class T> INLINE void keep(const float* x, T* to, float*, int64_t width
     for (int64_t i = 0; i < width; i++) narrow(x[i], to + i);
 }
 INLINE void keep(const float* x, int8_t* to, float* scale, int64_t width) {
-    float most = 0;
-    for (int64_t i = 0; i < width; i++) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-    *scale = most / 127.0f;
+    float most = 0, nothing = 0;
+    for (int64_t i = 0; i < width; i++) {
+        most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+        nothing += x[i] * 0.0f;  // not a number, if there is one that is none or infinite
+    }
+    *scale = most / 127.0f + nothing;
     float divisor = *scale == 0 ? 1.0f : *scale;
     for (int64_t i = 0; i < width; i++) {
-        float code = std::nearbyint(x[i] / divisor);
+        float code = nothing == 0 ? std::nearbyint(x[i] / divisor) : 0.0f;
         to[i] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
     }
 }

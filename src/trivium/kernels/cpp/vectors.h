@@ -175,7 +175,7 @@ INLINE void mirror(VI* v) {
 // e^x within 2 ulp; 0 below -87, which also stands for minus infinity.
 INLINE V exponential(V x) {
     VI under = x < all(-87.0f);
-    x = smaller(select(under, all(0.0f), x), all(88.0f));
+    x = x > all(88.0f) ? all(88.0f) : select(under, all(0.0f), x);  // what is no number stays none
     V shifted = x * 1.44269504f + 12582912.0f;  // 1.5 x 2^23: the whole part appears in the low bits
     V whole = shifted - 12582912.0f;
     V rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -205,6 +205,6 @@ INLINE V activated(V x, int64_t activation) {
     case SILU: return x / (exponential(-x) + 1.0f);
     case GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
     case GELU_TANH: return x / (exponential((x * x * 0.044715f + 1.0f) * x * -1.5957691216f) + 1.0f);
-    default: return larger(x, all(0.0f));
+    default: return x < all(0.0f) ? all(0.0f) : x;  // what is no number stays none
     }
 }
