@@ -67,7 +67,7 @@ def test_a_bar_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     stream = Terminal()
     work(TerminalProgress(stream))
     assert "[bold]not markup[/bold]" in stream.getvalue()
-    assert "first: 3 rows, 0s" in stream.getvalue()
+    assert "first: 3 rows, " in stream.getvalue()
     assert capfd.readouterr() == ("", "")
 
 
