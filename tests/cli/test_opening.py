@@ -219,7 +219,8 @@ def test_a_process_that_may_not_take_so_much_is_told_before_it_dies(tmp_path: Pa
     enough = process(1_000_000_000)
     assert enough.returncode == 0, enough.stderr
     found = json.loads(enough.stdout)
-    assert found["planned_peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
+    # Above rather than below: a single, very wide layer leaves fewer holes than the plan takes for granted.
+    assert 0.9 < found["planned_peak_bytes"] / found["peak_bytes"] < 1.35
 
 
 def test_packed_while_it_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
