@@ -118,8 +118,8 @@ class FastStepper:
             most = max(FEW_ROWS, SCRATCH_FLOATS // self._floats_of_row(slots.lengths[which[0]] + len(ids[0])))
             if len(ids[0]) > most:
                 pieces = [ids[0][at : at + most] for at in range(0, len(ids[0]), most)]
-                logits = [self._read(slots, which, [piece], every=every) for piece in pieces]
-                return torch.cat(logits, 1) if every else logits[-1]
+                parts = [self._read(slots, which, [piece], every=every) for piece in pieces]
+                return torch.cat(parts, 1) if every else parts[-1]
         counts = [len(some) for some in ids]
         rows, starts = sum(counts), [slots.lengths[slot] for slot in which]
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
