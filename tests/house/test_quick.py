@@ -13,7 +13,7 @@ from house import verbs
 from trivium.cli import VERBS, main
 
 SECONDS = 0.75
-"""Processor time, best of three: what a loaded machine adds in waiting does not count."""
+"""Processor time, best of three: what a loaded machine adds in waiting does not count. Processors differ by two."""
 
 HELP = "import sys\nfrom trivium.cli import main\nstatus = main([*sys.argv[1:], '--help'])\n"
 REPORT = (

@@ -111,9 +111,7 @@ def test_the_table_says_it_all(machine: str) -> None:
     for words in ("weights", "while in rollout", "does not fit: ", "to make it fit", "tokens/s", "A Processor"):
         assert words in text, text
     assert "rule of thumb: " in text
-    long = [
-        line for line in text.splitlines() if len(line) >= 170 and "machine.json" not in line
-    ]  # the test's own path
+    long = [line for line in text.splitlines() if len(line) >= 170 and "machine.json" not in line]
     assert not long
     fitting = plan_table(plan(LLAMA, stage="pretrain", memory="100GB", fsdp_ways=2, machine=machine))
     for words in ("fits: ", "of the 100 GB given", "at most ", "on each of 2 devices (2 fsdp)", "for less memory"):
