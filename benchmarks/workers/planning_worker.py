@@ -160,10 +160,10 @@ def _batch(case: Case) -> Any:
 
 def _train(case: Case, model: Any, runtime: Any, planned_bytes: int) -> int:
     """A few steps of the loop, of two micro-batches each; how often memory was given back."""
-    from trivium.pretraining.objective import TokenObjective
     from trivium.training import memory
     from trivium.training.loop import train
     from trivium.training.settings import TrainingSettings
+    from trivium.training.token_objective import TokenObjective
 
     class Source:
         rows_per_step = 2 * case.rows
@@ -197,9 +197,9 @@ def _evaluate(case: Case, model: Any) -> None:
     import torch
 
     from trivium.generation.scoring import documents_logprobs, score_pairs
-    from trivium.pretraining.objective import TokenObjective
     from trivium.runtime import Runtime
     from trivium.training.evaluate import evaluate_loss
+    from trivium.training.token_objective import TokenObjective
 
     if model.config.kind == "decoder":
         documents = torch.randint(1, case.vocab_size, (2 * case.rows, case.length)).tolist()

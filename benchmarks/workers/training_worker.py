@@ -88,13 +88,13 @@ def our_step(job: Job) -> tuple[nn.Module, Step]:
     """Trivium: a step of the real loop."""
     from trivium.data.batch import Batch
     from trivium.models.build import build_model, initialise
-    from trivium.pretraining.objective import TokenObjective
     from trivium.progress import SILENT
     from trivium.runtime import Runtime, prepare_process
     from trivium.training.loop import Trainer
     from trivium.training.reporting import Reporter
     from trivium.training.settings import TrainingSettings
     from trivium.training.signals import Caught
+    from trivium.training.token_objective import TokenObjective
 
     runtime = Runtime(threads=job.threads, precision="bf16" if job.uses_bf16 else "fp32")
     prepare_process(runtime)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -14,19 +14,12 @@ import pytest
 
 from cli.small_models import saved
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPT = BENCHMARKS / "inference.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "inference.py"
 
 
 @pytest.fixture
-def inference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    specification = importlib.util.spec_from_file_location("inference_benchmark", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    specification.loader.exec_module(module)
-    return module
+def inference(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("inference")
 
 
 def test_quick_run_of_every_engine(tmp_path: Path) -> None:

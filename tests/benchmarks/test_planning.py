@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
-import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPT = BENCHMARKS / "planning.py"
-
 
 @pytest.fixture
-def planning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    specification = importlib.util.spec_from_file_location("planning_benchmark", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    specification.loader.exec_module(module)
-    return module
+def planning(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("planning")
 
 
 SHAPE = {"vocab_size": 2048, "width": 256, "layers": 4, "heads": 4, "threads": 1}

@@ -15,13 +15,13 @@ from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
 from trivium.planner import memory
 from trivium.planner.memory import MemoryPlan, estimate, fits
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Precision, Runtime
 from trivium.training import cross_entropy
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
 from trivium.training.optimizer import AdamW, trainable_parameters
 from trivium.training.settings import TrainingSettings
+from trivium.training.token_objective import TokenObjective
 
 ROWS, LENGTH, SOURCE = 4, 96, 160
 GPT2: dict[str, Any] = {

@@ -11,7 +11,7 @@ from trivium.errors import UserError
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
 from trivium.planner import stages
-from trivium.planner.allocator import allocator_bytes
+from trivium.planner.allocator import cuda_idle_bytes
 from trivium.planner.inference import evaluation_memory, generation_memory
 from trivium.planner.memory import estimate
 from trivium.planner.parts import Parts
@@ -193,7 +193,7 @@ def test_a_card_has_a_context_of_its_own() -> None:
     assert card.framework_bytes == CUDA_CONTEXT_BYTES
     assert card.activations_bytes == only().activations_bytes
     largest = 512 * LLAMA.mlp_width * 4
-    assert card.allocator_bytes == allocator_bytes("cuda", card.tensors_bytes, 0.0, largest)
+    assert card.allocator_bytes == cuda_idle_bytes(card.tensors_bytes, largest)
 
 
 # ---------------------------------------------------------------------------------------------- what never needs less

@@ -20,7 +20,7 @@ from trivium.data.sources import Rows, rows_for
 from trivium.families import FAMILIES
 from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import ModelConfig
-from trivium.pretraining.objective import TokenObjective
+from trivium.training.token_objective import TokenObjective
 
 SENTENCES = (
     "A man is painting a wall.",

@@ -21,7 +21,6 @@ from trivium.families import FAMILIES
 from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.pretraining.material import prepare_material
-from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 from trivium.progress import SILENT, TerminalProgress
@@ -29,6 +28,7 @@ from trivium.runtime import choose_runtime
 from trivium.tokenizer.bpe import Tokenizer
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.log import read_log
+from trivium.training.token_objective import TokenObjective
 
 WORDS = ("red", "green", "blue", "old", "new", "warm", "cold", "big")
 ROWS = [(f"the {a} house has a {b} door", f"a {b} door, the {a} house") for a in WORDS for b in WORDS]

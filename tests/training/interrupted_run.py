@@ -20,12 +20,12 @@ from torch import nn
 from training.small import TextSource, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime, world_from_environment
 from trivium.training.distributed import process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.loop import train
 from trivium.training.objective import LossReport
+from trivium.training.token_objective import TokenObjective
 
 CHOSEN = settings(steps=14, evaluate_every_steps=5, save_every_steps=6)
 # The seventh of two micro-batches a step: in the middle of step 4.

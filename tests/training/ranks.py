@@ -18,13 +18,13 @@ from torch import Tensor
 
 from training.small import Spoiled, TextSource, gradient_of_step, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime, world_from_environment
 from trivium.training.distributed import Peers, digest_of_tensors, process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.log import read_log, repeatable
 from trivium.training.loop import train
 from trivium.training.objective import Objective
+from trivium.training.token_objective import TokenObjective
 
 # What the tests compare with on one rank: a step of 16 rows, 4 of them masked; a run of 30 steps with dropout.
 MASKED = (8, 9, 10, 11)

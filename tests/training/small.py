@@ -19,13 +19,13 @@ from trivium.data.batch import IGNORED, Batch
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
 from trivium.training.objective import LossReport, first_row_of_rank
 from trivium.training.optimizer import trainable_parameters
 from trivium.training.settings import TrainingSettings
+from trivium.training.token_objective import TokenObjective
 
 # Real text: the source of a module of the standard library.
 TEXT = Path(textwrap.__file__).read_bytes()

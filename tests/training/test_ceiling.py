@@ -17,7 +17,7 @@ import json, sys, torch
 from trivium.data.batch import Batch
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
-from trivium.pretraining.objective import TokenObjective
+from trivium.training.token_objective import TokenObjective
 from trivium.runtime import Runtime, prepare_process
 from trivium.training.loop import train
 from trivium.training.memory import current_bytes, peak_bytes

@@ -10,11 +10,11 @@ from torch import nn
 
 from training.small import TextSource, gradient_of_step, relative_difference, settings, small_model
 from trivium.errors import UserError
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training import loop
 from trivium.training.compilation import compile_blocks
 from trivium.training.loop import train
+from trivium.training.token_objective import TokenObjective
 
 CPU = torch.device("cpu")
 

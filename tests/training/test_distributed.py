@@ -20,10 +20,10 @@ from training.small import (
     wait_for,
 )
 from trivium.errors import UserError
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import BUCKET_BYTES, Peers, _buckets, process_group
 from trivium.training.log import read_log, repeatable
+from trivium.training.token_objective import TokenObjective
 
 PROGRAM = Path(__file__).parent / "ranks.py"
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from training.small import TextSource, small_model
 from trivium.data.batch import Batch
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.evaluate import EvaluationInterrupted, evaluate_loss
 from trivium.training.objective import LossReport
+from trivium.training.token_objective import TokenObjective
 
 MASKED = (2, 3)
 

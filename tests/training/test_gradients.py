@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from training.small import TextSource, fails, gradient_of_step, relative_difference, small_model
 from trivium.data.batch import Batch
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker, micro_batch_seed
 from trivium.training.objective import LossReport
 from trivium.training.optimizer import trainable_parameters
+from trivium.training.token_objective import TokenObjective
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 # Sixteen rows of varying length; four rows in a row have no target, so that whole micro-batches are empty.

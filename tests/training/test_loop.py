@@ -17,13 +17,13 @@ from trivium.checkpoints.store import CheckpointStore
 from trivium.data.batch import Batch
 from trivium.errors import UserError
 from trivium.models.decoder import Decoder
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.log import read_log, repeatable
 from trivium.training.loop import TrainResult, train
 from trivium.training.objective import LossReport
 from trivium.training.settings import TrainingSettings
+from trivium.training.token_objective import TokenObjective
 
 # A run with all that a resume could get wrong: dropout, accumulation, a schedule, evaluations, skipped steps.
 FULL = settings(save_every_steps=4, evaluate_every_steps=3, on_non_finite="skip", log_every_steps=2)

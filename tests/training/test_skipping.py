@@ -13,12 +13,12 @@ from torch import Tensor
 from training.small import Spoiled, TextSource, fails, same_bits, settings, small_model
 from trivium.checkpoints.store import CheckpointStore
 from trivium.errors import UserError
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training import loop
 from trivium.training.log import read_log
 from trivium.training.loop import NonFiniteError, TrainResult, train
 from trivium.training.objective import Objective
+from trivium.training.token_objective import TokenObjective
 
 VALUES = [math.nan, math.inf, 1e30]
 PLACES = ["loss", "gradient"]

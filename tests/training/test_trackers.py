@@ -10,9 +10,9 @@ import pytest
 
 from training.small import TextSource, settings, small_model
 from trivium.errors import UserError
-from trivium.pretraining.objective import TokenObjective
 from trivium.runtime import Runtime
 from trivium.training.loop import train
+from trivium.training.token_objective import TokenObjective
 from trivium.training.trackers import open_trackers
 
 RECORDING_PACKAGE = """

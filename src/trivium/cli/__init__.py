@@ -160,13 +160,13 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a tensor could not be had; torch is here already, if one was asked for."""
-    if isinstance(error, MemoryError):
-        return True
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
     from trivium.training.memory import is_out_of_memory
 
-    return isinstance(error, RuntimeError) and "torch" in sys.modules and is_out_of_memory(error)
+    return is_out_of_memory(error)
 
 
 def _say(text: str) -> None:

@@ -5,8 +5,9 @@ bounded number of tokens of the prompts of others, so that a long prompt holds u
 al., 2023; iteration-level scheduling: Yu et al., 2022). Texts that begin alike share what is read (`prefixes.py`);
 guessed tokens are checked several at a time (`lookup.py`).
 
-One owner, no threads. What a text becomes depends on its own row alone. Invariant its test checks: every text has the
-tokens it has alone, whatever arrives when, in whatever company, cut into whatever pieces.
+One owner, no threads. What a text becomes depends on its own row alone. Invariant its test checks, in fp32: every text
+has the tokens it has alone, whatever arrives when, in whatever company, cut into whatever pieces. (In 16 bits that
+holds for what the kernels read, see `fast_stepper.py`; torch's own products round by the company.)
 
 Shapes: n rows, T ids of each, V vocabulary.
 """

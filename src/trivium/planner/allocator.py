@@ -64,11 +64,8 @@ def cuda_segment_bytes(size: int) -> int:
     return -(-rounded // CUDA_ROUNDING) * CUDA_ROUNDING
 
 
-def allocator_bytes(device: Device, needed_bytes: int, holes: float, largest_tensor_bytes: int = 0) -> int:
-    """What `device`'s allocator holds beyond `needed_bytes`: on a CPU `holes` as a share of them; on a card what is
-    left of segments, when the largest tensors have that size."""
-    if device == "cpu":
-        return int(holes * needed_bytes)
+def cuda_idle_bytes(needed_bytes: int, largest_tensor_bytes: int = 0) -> int:
+    """What is left of segments on a card that hold `needed_bytes`, when the largest tensors have that size."""
     slack = (CUDA_SMALL_SEGMENT + CUDA_LARGE_SEGMENT) // 2
     if largest_tensor_bytes >= CUDA_LARGE:
         slack += needed_bytes // largest_tensor_bytes * CUDA_ROUNDING // 2

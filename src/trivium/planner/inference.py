@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from trivium.models.config import ModelConfig
 from trivium.planner.activations import FP32, INT64, item_bytes
-from trivium.planner.allocator import INFERENCE_HOLES, READING_HOLES, Device, allocator_bytes
+from trivium.planner.allocator import INFERENCE_HOLES, READING_HOLES, Device, cuda_idle_bytes
 from trivium.planner.memory import INFERENCE_FRAMEWORK_BYTES, SOFTMAX_BYTES, MemoryPlan, chunk_rows
 from trivium.planner.weights import quantized_matrices, stored_weights_bytes
 from trivium.quantization.schemes import Scheme
@@ -206,6 +206,6 @@ def _plan(
         activations_bytes=activations,
         logits_bytes=logits,
         framework_bytes=framework_bytes,
-        allocator_bytes=holes if device == "cpu" else allocator_bytes(device, activations + logits + kv_cache, 0.0),
+        allocator_bytes=holes if device == "cpu" else cuda_idle_bytes(activations + logits + kv_cache),
         kv_cache_bytes=kv_cache,
     )

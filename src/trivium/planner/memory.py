@@ -32,7 +32,7 @@ from trivium.planner.activations import (
     matrix_parameters,
     widest_block_bytes,
 )
-from trivium.planner.allocator import Device, allocator_bytes, training_holes
+from trivium.planner.allocator import Device, cuda_idle_bytes, training_holes
 from trivium.runtime import Precision
 
 # Resident size of a process that has imported torch and computed once (torch 2.13 for CPU, Linux): the interpreter, the
@@ -133,7 +133,7 @@ def estimate(
         )
     else:
         largest = tokens * max(config.mlp_width, config.width) * item_bytes(precision)
-        idle = allocator_bytes(device, sum(parts.values()), 0.0, largest)
+        idle = cuda_idle_bytes(sum(parts.values()), largest)
     return MemoryPlan(**parts, framework_bytes=framework_bytes, allocator_bytes=idle)
 
 

@@ -23,7 +23,7 @@ from trivium.errors import UserError
 from trivium.models.config import ModelConfig
 from trivium.models.counts import num_parameters
 from trivium.planner.activations import FP32, item_bytes
-from trivium.planner.allocator import allocator_bytes
+from trivium.planner.allocator import cuda_idle_bytes
 from trivium.planner.inference import evaluation_memory, generation_memory
 from trivium.planner.memory import autocast_bytes, estimate
 from trivium.planner.parts import Parts
@@ -299,5 +299,5 @@ def _on_device(parts: Parts, config: ModelConfig, settings: PlanSettings) -> Par
         return parts
     tokens = settings.rows_per_micro_batch * texts_per_row(settings) * row_length(config, settings)
     largest = tokens * max(config.mlp_width, config.width) * item_bytes(settings.precision)
-    slack = allocator_bytes("cuda", parts.tensors_bytes, 0.0, largest)
+    slack = cuda_idle_bytes(parts.tensors_bytes, largest)
     return replace(parts, framework_bytes=CUDA_CONTEXT_BYTES, allocator_bytes=slack)

@@ -34,10 +34,10 @@ from trivium.models.decoder import Decoder
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.pretraining.generated import held_out_pairs, scores, written
 from trivium.pretraining.material import Material
-from trivium.pretraining.objective import TokenObjective
 from trivium.progress import Progress
 from trivium.runtime import Runtime
 from trivium.training.evaluate import Evaluation, evaluate_loss
+from trivium.training.token_objective import TokenObjective
 
 # The final measure stops after the held-out document that reaches so many characters, or (by targets) so many ids.
 MEASURED_CHARACTERS = 4 << 20

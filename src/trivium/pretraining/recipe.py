@@ -132,16 +132,14 @@ def start_directory(name: str) -> Path:
     """The directory of the model that `start_from` names."""
     from trivium.checkpoints.config_files import read_scheme  # only where it is needed: `--help` stays quick
     from trivium.checkpoints.resolve import resolve_model
+    from trivium.quantization.schemes import refuse_packed
 
     try:
         path = resolve_model(name)
         if path.is_file():
             cure = f"trivium export {name} --to hf --out DIRECTORY"
             raise UserError(f"{name} is a GGUF file: make a directory of it first, and name that: {cure}")
-        scheme = read_scheme(path)
-        if scheme is not None and scheme.packs:
-            cure = "take the original model"
-            raise UserError(f"{name} is stored as {scheme.format}, which cannot be trained further: {cure}")
+        refuse_packed(read_scheme(path), "trained further", name)
     except UserError as error:
         raise UserError(f"start_from: {error}") from None
     return path

@@ -37,12 +37,10 @@ from trivium.planner.memory import MemoryPlan
 from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, written
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
 from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
-from trivium.pretraining.objective import TokenObjective
 from trivium.pretraining.planning import memory_from_now, record_measured, state_run
 from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
 from trivium.progress import SILENT, Progress, short_number
-from trivium.quantization.quantize import refuse_quantized
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
@@ -50,6 +48,7 @@ from trivium.training.distributed import EndedElsewhere, Peers, process_group
 from trivium.training.evaluate import evaluate_loss
 from trivium.training.loop import Evaluate, NonFiniteError, TrainResult, train
 from trivium.training.signals import Interrupted
+from trivium.training.token_objective import TokenObjective
 from trivium.training.trackers import open_trackers
 
 RECIPE = "recipe.yaml"
@@ -164,7 +163,6 @@ class _Run:
             initialise(model, config, self.recipe.seed)
             return model
         model, found = load_weights(start_directory(self.recipe.start_from))
-        refuse_quantized(model, "trained further")
         if found != config:
             raise UserError(
                 f"start_from: {self.recipe.start_from} is of another shape than `model` says: leave model out"

@@ -21,24 +21,37 @@ from trivium.quantization.packing import Packed, decode
 
 UNPACKED_AT_A_TIME = 1 << 20
 """Numbers of a matrix unpacked at a time: a few MB, which stay in the processor's cache."""
-KERNEL_KINDS = ("int8", "int4", "int4_asymmetric")
+KERNEL_KINDS = ("int8", "int8_dynamic", "int4", "int4_asymmetric")
 ROUNDED_TOGETHER = 64
 """Activations of int8_dynamic that share a step (in the kernels: BYTES)."""
 SMALLEST = 1e-30
 """A group without larger activations counts as zeros."""
 FEW_ROWS = 16
-"""Up to so many rows the kernels are tried; without them torch's own product of bf16 rows with int8."""
+"""Up to so many rows go to the kernels; without them rows of bf16 to torch's own product with int8."""
 
 
 def product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None = None) -> Tensor:
     """x @ W.T + bias, (M, I) -> (M, O), in the type of x."""
+    if _kernels_suit(x_MI, matrix):
+        return kernels.linear(x_MI, matrix.kind, matrix.packed, matrix.scales, matrix.offsets, bias_O)
     if matrix.kind == "int8_dynamic":
-        return _int8_product(x_MI, matrix, bias_O)
-    if len(x_MI) <= FEW_ROWS and x_MI.device.type == "cpu":
-        if matrix.kind in KERNEL_KINDS and kernels.available():
-            return kernels.linear(x_MI, matrix.kind, matrix.packed, matrix.scales, matrix.offsets, bias_O)
-        if matrix.kind == "int8" and x_MI.dtype == torch.bfloat16:
-            return _finished(torch._weight_int8pack_mm(x_MI, matrix.packed, _ones(matrix)), matrix.scales, bias_O)
+        return _in_pieces(rounded(x_MI), matrix, bias_O).to(x_MI.dtype)
+    few = len(x_MI) <= FEW_ROWS and x_MI.device.type == "cpu"
+    if few and matrix.kind == "int8" and x_MI.dtype == torch.bfloat16:
+        return _finished(torch._weight_int8pack_mm(x_MI, matrix.packed, _ones(matrix)), matrix.scales, bias_O)
+    return _in_pieces(x_MI, matrix, bias_O)
+
+
+def _kernels_suit(x_MI: Tensor, matrix: Packed) -> bool:
+    """Whether the kernels know the matrix and are the faster way."""
+    library = native()
+    if library is None or matrix.kind not in KERNEL_KINDS or x_MI.device.type != "cpu" or x_MI.dtype == torch.float64:
+        return False
+    return len(x_MI) <= FEW_ROWS or (matrix.kind == "int8_dynamic" and library.multiplies_bytes)
+
+
+def _in_pieces(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None) -> Tensor:
+    """Through the unpacked matrix, some rows of it at a time."""
     outputs, inputs = matrix.shape
     step = max(1, UNPACKED_AT_A_TIME // inputs)
     if outputs <= step:
@@ -67,25 +80,9 @@ def transposed_product(g_MO: Tensor, matrix: Packed) -> Tensor:
 
 def _unpacked_product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None) -> Tensor:
     """Through the matrix in the type of x."""
-    if matrix.kind == "int8" and x_MI.dtype != torch.float16:  # whose sums of codes could be out of range
+    if matrix.kind.startswith("int8") and x_MI.dtype != torch.float16:  # whose sums of codes could be out of range
         return _finished(F.linear(x_MI, matrix.packed.to(x_MI.dtype)), matrix.scales, bias_O)
     return F.linear(x_MI, decode(matrix).to(x_MI.dtype), bias_O)
-
-
-def _int8_product(x_MI: Tensor, matrix: Packed, bias_O: Tensor | None) -> Tensor:
-    """With activations rounded to int8."""
-    if _kernels_round(x_MI, matrix):
-        return kernels.linear(x_MI, "int8_dynamic", matrix.packed, matrix.scales, None, bias_O)
-    y_MO = F.linear(rounded(x_MI), matrix.packed.float()).mul_(matrix.scales)
-    return (y_MO if bias_O is None else y_MO.add_(bias_O.float())).to(x_MI.dtype)
-
-
-def _kernels_round(x_MI: Tensor, matrix: Packed) -> bool:
-    """Whether the kernels are the faster way."""
-    library = native()
-    if library is None or x_MI.device.type != "cpu" or x_MI.dtype == torch.float64:
-        return False
-    return library.multiplies_bytes or len(x_MI) <= FEW_ROWS
 
 
 def rounded(x_MI: Tensor) -> Tensor:

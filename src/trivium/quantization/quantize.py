@@ -18,7 +18,7 @@ from trivium.models.build import Model
 from trivium.progress import SILENT, Progress
 from trivium.quantization.packing import pack, refuse_unfit
 from trivium.quantization.replacing import matrices, put_packed, refuse_unknown, scheme_of, set_scheme
-from trivium.quantization.schemes import Format, Scheme, layout, scheme_for
+from trivium.quantization.schemes import Format, Scheme, layout, refuse_packed, scheme_for
 
 if TYPE_CHECKING:
     from trivium.quantization.calibration import Batch
@@ -78,10 +78,8 @@ def _calibrate(model: Model, scheme: Scheme, calibration: Sequence[Batch] | None
 
 
 def refuse_quantized(model: nn.Module, what: str) -> None:
-    """UserError where a packed model is asked for what only dense ones can; `what` says it ("trained", "resized")."""
-    scheme = scheme_of(model)
-    if scheme is not None and scheme.packs:
-        raise UserError(f"the model is stored as {scheme.format}, which cannot be {what}: take the original model")
+    """`schemes.refuse_packed` of a model."""
+    refuse_packed(scheme_of(model), what)
 
 
 def tensors_bytes(model: nn.Module) -> int:

@@ -115,6 +115,12 @@ def scheme_for(name: str | Scheme, **changes: Any) -> Scheme:
     return build_settings(Scheme, {"format": name, **changes}, "quantize")
 
 
+def refuse_packed(scheme: Scheme | None, what: str, name: str = "the model") -> None:
+    """UserError where packed weights are asked for what only dense ones can; `what` says it ("trained", "resized")."""
+    if scheme is not None and scheme.packs:
+        raise UserError(f"{name} is stored as {scheme.format}, which cannot be {what}: take the original model")
+
+
 def layout(scheme: Scheme, inputs: int, name: str = "") -> Layout:
     """How the matrix of the module `name`, with rows of `inputs` numbers, is stored by a scheme that packs."""
     if not scheme.packs:

@@ -18,13 +18,13 @@ from trivium.families import FAMILIES
 from trivium.models.build import build_model, initialise
 from trivium.models.config import Kind, ModelConfig
 from trivium.models.counts import num_parameters, training_flops_per_token
-from trivium.pretraining.objective import TokenObjective
 from trivium.quickstart.state import FAMILY, MASK_SHARE
 from trivium.runtime import Runtime
 from trivium.training.distributed import Peers
 from trivium.training.gradients import GradientMaker
 from trivium.training.optimizer import AdamW, trainable_parameters
 from trivium.training.settings import TrainingSettings
+from trivium.training.token_objective import TokenObjective
 
 # Width and layers of the models on offer: heads are 64 wide.
 SHAPES = ((128, 3), (192, 4), (256, 5), (320, 6), (384, 6), (448, 8), (512, 8), (640, 10), (768, 12), (1024, 16))

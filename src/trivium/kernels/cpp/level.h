@@ -13,7 +13,6 @@
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
-#include <type_traits>
 #include <vector>
 
 #include "program.h"

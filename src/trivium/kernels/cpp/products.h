@@ -145,16 +145,23 @@ struct Vectors {
     uint8_t* panel;
 };
 
-// Rows [begin, end) times the first `used` of M vectors.
+// Rows [begin, end) times vectors `first` to `first` + `used`, of M that are computed.
 template <int64_t KIND, int M>
-static void rows_times(const Matrix& a, const float* const* x, int used, int64_t begin, int64_t end, Target to) {
+static void rows_times(const Matrix& a, const Vectors& v, int64_t first, int used, int64_t begin, int64_t end,
+                       Target to) {
     constexpr int R = LANES / M;
+    const float* x[M];
+    for (int m = 0; m < M; m++) x[m] = v.x + (first + (m < used ? m : used - 1)) * v.stride;
     for (int64_t row = begin; row < end; row += R) {
-        V partial[LANES] = {};
-        add_kind<KIND, M>(a, row, x, partial);
         float tile[LANES];
-        store(tile, sums(partial));
-        if (KIND == INT8)
+        if constexpr (KIND == INT8_DYNAMIC) {
+            store(tile, dots_of_codes<M>(a, row, v.rounded, first, used));
+        } else {
+            V partial[LANES] = {};
+            add_kind<KIND, M>(a, row, x, partial);
+            store(tile, sums(partial));
+        }
+        if (KIND == INT8 || KIND == INT8_DYNAMIC)
             for (int r = 0; r < R && row + r < end; r++)
                 for (int m = 0; m < M; m++) tile[m * R + r] *= ((const float*)a.scales)[row + r];
         // The scaled product is rounded before the bias is added, in every instance of this template alike.
@@ -170,28 +177,8 @@ static void rows_times(const Matrix& a, const float* const* x, int used, int64_t
     }
 }
 
-// The same in whole numbers, times the row's scale.
-template <int M>
-static void rows_times_codes(const Matrix& a, const Rounded& x, int64_t first, int used, int64_t begin, int64_t end,
-                             Target to) {
-    constexpr int R = LANES / M;
-    for (int64_t row = begin; row < end; row += R) {
-        float tile[LANES];
-        store(tile, dots_of_codes<M>(a, row, x, first, used));
-        for (int r = 0; r < R && row + r < end; r++)
-            for (int m = 0; m < used; m++) tile[m * R + r] *= ((const float*)a.scales)[row + r];
-        asm volatile("" : "+m"(tile));
-        for (int r = 0; r < R && row + r < end; r++)
-            for (int m = 0; m < used; m++) {
-                float* out = to.out + m * to.stride + row + r;
-                float y = tile[m * R + r] + (a.bias ? a.bias[row + r] : 0.0f);
-                *out = to.add ? *out + y : y;
-            }
-    }
-}
-
 #ifdef BYTE_PRODUCTS
-// The same for many vectors.
+// The same of int8_dynamic for many vectors.
 static void panels_times(const Matrix& a, const Vectors& x, int64_t begin, int64_t end, Target to) {
     for (int64_t row = begin; row < end; row += PANEL) {
         lay_panel(a, row, x.panel);
@@ -213,7 +200,8 @@ static void panels_times(const Matrix& a, const Vectors& x, int64_t begin, int64
 
 // Rows [begin, end) of the matrix times all vectors: tile by tile through all of them, so that a tile is read from
 // memory once and then from the cache.
-template <int64_t KIND> static void kind_times(const Matrix& a, const Vectors& v, int64_t begin, int64_t end, Target to) {
+template <int64_t KIND>
+static void kind_times(const Matrix& a, const Vectors& v, int64_t begin, int64_t end, Target to) {
 #ifdef BYTE_PRODUCTS
     if (KIND == INT8_DYNAMIC && v.count >= MANY) return panels_times(a, v, begin, end, to);
 #endif
@@ -221,21 +209,14 @@ template <int64_t KIND> static void kind_times(const Matrix& a, const Vectors& v
         int64_t stop = tile + LANES < end ? tile + LANES : end;
         for (int64_t m = 0; m < v.count; m += MOST) {
             int used = (int)(v.count - m < MOST ? v.count - m : MOST);
-            const float* x[MOST];
-            for (int i = 0; i < MOST; i++) x[i] = v.x + (m + (i < used ? i : used - 1)) * v.stride;
             Target here = {to.out + m * to.stride, to.stride, to.add};
-            auto meet = [&](auto most) {
-                constexpr int M = decltype(most)::value;
-                if constexpr (KIND == INT8_DYNAMIC) rows_times_codes<M>(a, v.rounded, m, used, tile, stop, here);
-                else rows_times<KIND, M>(a, x, used, tile, stop, here);
-            };
-            if (used == 1) meet(std::integral_constant<int, 1>());
-            else if (used == 2) meet(std::integral_constant<int, 2>());
+            if (used == 1) rows_times<KIND, 1>(a, v, m, used, tile, stop, here);
+            else if (used == 2) rows_times<KIND, 2>(a, v, m, used, tile, stop, here);
 #if LANES >= 8
-            else if (used <= 4) meet(std::integral_constant<int, 4>());
+            else if (used <= 4) rows_times<KIND, 4>(a, v, m, used, tile, stop, here);
 #endif
 #if LANES >= 16
-            else meet(std::integral_constant<int, 8>());
+            else rows_times<KIND, 8>(a, v, m, used, tile, stop, here);
 #endif
         }
     }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.small import VOCABULARY, TextSource, small_model
 from trivium.data.batch import IGNORED, Batch
-from trivium.pretraining.objective import TokenObjective
+from trivium.training.token_objective import TokenObjective
 
 ROWS = 4
 
