@@ -1,7 +1,8 @@
 """Planned against measured memory: every run in a process of its own, its plan made before it begins.
 
 Three families in three sizes, fp32 and bf16, with different numbers of rows and positions: pretraining with and without
-recomputed activations (two micro-batches a step, two steps), evaluation, generation, and beam search. What counts is
+recomputed activations (two micro-batches a step, two steps), fine-tuning by each kind of method, evaluation,
+generation, and beam search. What counts is
 the peak of the whole process, interpreter and libraries included, as the system reports it.
 
 Beside the plan stand two answers that others give on the same runs: what `accelerate estimate-memory` says (its own
@@ -20,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ LOADS: dict[str, dict[str, tuple[Load, Load]]] = {
     },
 }
 STAGES = ("pretrain", "checkpointing", "evaluate", "generate", "beams")
+# (method, base) of fine-tuning, each at one size of the three families.
+METHODS = (
+    *((method, "fp32") for method in ("none", "norms", "last_layers", "lora", "houlsby", "prompt")),
+    ("lora", "int4"),
+)
+TUNED_SIZE = "medium"
 PRECISIONS = ("fp32", "bf16")
 ESTIMATES = ("plan", "accelerate", "factor_of_four")
 # The bounds that the table is judged by.
@@ -69,6 +76,15 @@ def cases(threads: int) -> list[Case]:
         for stage in STAGES
         if family != "encoder" or stage not in ("generate", "beams")
         if stage != "beams" or (size != "small" and precision == "fp32")
+    ]
+
+
+def tuned_cases(threads: int) -> list[Case]:
+    """Runs that fine-tune, by every method; packed weights come from a model that was dense, whose size is the peak."""
+    return [
+        replace(case_of(family, TUNED_SIZE, "fp32", "pretrain", threads), stage="finetune", method=method, base=base)
+        for family in LOADS
+        for method, base in METHODS
     ]
 
 
@@ -113,7 +129,7 @@ def others(case: Case) -> dict[str, int]:
     """
     from trivium.models.counts import num_parameters
 
-    trains = case.stage in ("pretrain", "checkpointing")
+    trains = case.stage in ("pretrain", "checkpointing", "finetune")
     weights = 4 * num_parameters(case.config())
     stored = weights if case.precision == "fp32" else weights // 2
     answers = {"factor_of_four": 4 * weights if trains else stored}
@@ -227,7 +243,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cells = [
             case.family,
             f"{result['parameters'] / 1e6:.1f} M",
-            case.stage,
+            case.stage if case.stage != "finetune" else f"finetune, {case.method} over {case.base}",
             case.precision,
             length,
             *(f"{size / 1e6:.0f}" for size in sizes),
@@ -274,7 +290,8 @@ def main() -> None:
         return result
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(judged, [case for case in cases(options.threads) if options.only in case.name]))
+        every = [*cases(options.threads), *tuned_cases(options.threads)]
+        results = list(pool.map(judged, [case for case in every if options.only in case.name]))
     if not results:
         raise SystemExit(f"no run's name contains {options.only!r}")
     facts = summary(results)

@@ -7,6 +7,8 @@ models of the same shape and the same number of parameters:
   trivium-llama          ours in the shape of a Llama, as `trivium pretrain` runs it (loop, clipping, log)
   trivium-llama-packed   the same on rows that hold four documents each, kept apart by a mask
   llama                  LlamaForCausalLM at its best: SDPA, fused AdamW
+  trivium-lora           ours in the shape of a Llama, its weights frozen, with LoRA beside all linear layers of blocks
+  llama-lora             the same of LlamaForCausalLM by `peft`
   trivium-gpt2           ours in the shape of a GPT-2
   gpt2                   GPT2LMHeadModel at its best: dropout off, SDPA, fused AdamW
   gpt2-defaults          GPT2LMHeadModel as its constructors make it (dropout on, plain AdamW), always fp32
@@ -31,20 +33,33 @@ from workers.training_worker import Job, arguments, our_config
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"vocab_size": 256, "width": 64, "layers": 2, "heads": 2, "length": 32, "rows": 2},
     "small": {"vocab_size": 8192, "width": 384, "layers": 6, "heads": 6, "length": 256, "rows": 16},
+    # That of SmolLM2-135M, but for its grouped heads.
+    "smol": {"vocab_size": 49152, "width": 576, "layers": 30, "heads": 9, "length": 256, "rows": 2},
     "medium": {"vocab_size": 8192, "width": 512, "layers": 8, "heads": 8, "length": 512, "rows": 8},
 }
 MODES = ("fp32", "bf16", "compiled")
-CONTENDERS = ("trivium-llama", "trivium-llama-packed", "llama", "trivium-gpt2", "gpt2", "gpt2-defaults")
+CONTENDERS = (
+    "trivium-llama",
+    "trivium-llama-packed",
+    "llama",
+    "trivium-lora",
+    "llama-lora",
+    "trivium-gpt2",
+    "gpt2",
+    "gpt2-defaults",
+)
 # Ratios that are reported where both took part: (name, ours, theirs).
 PAIRS = (
     ("Llama shape", "trivium-llama", "llama"),
     ("Llama shape, documents packed", "trivium-llama-packed", "llama"),
+    ("LoRA, Llama shape", "trivium-lora", "llama-lora"),
+    ("LoRA over everything trained", "trivium-lora", "trivium-llama"),
     ("GPT-2 shape", "trivium-gpt2", "gpt2"),
     ("Llama shape over GPT-2 defaults", "trivium-llama", "gpt2-defaults"),
     ("GPT-2 shape over GPT-2 defaults", "trivium-gpt2", "gpt2-defaults"),
 )
 WARM_UP_STEPS = 2
-PACKAGES = ("trivium", "torch", "transformers")
+PACKAGES = ("trivium", "torch", "transformers", "peft")
 
 
 @dataclass

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trivium.models.config import ModelConfig
     from trivium.planner.memory import MemoryPlan
+    from trivium.planner.parts import Parts
 
 # Share of positions that a masked language model learns, in the mean.
 MASKED = 0.15
+LORA_TARGETS = ("query", "value")
 GPT2 = {"norm": "layernorm", "mlp": "plain", "positions": "learned", "bias": "all", "activation": "gelu_tanh"}
 KINDS: dict[str, dict[str, Any]] = {
     "decoder": {},
@@ -55,7 +57,7 @@ class Case:
     heads: int
     precision: str
     stage: str
-    """pretrain, checkpointing (pretrain, activations computed again), evaluate, generate or beams."""
+    """pretrain, checkpointing (pretrain, activations computed again), finetune, evaluate, generate or beams."""
     rows: int
     length: int
     """Positions in a row; of an encoder-decoder those of the target."""
@@ -65,11 +67,16 @@ class Case:
     threads: int = 0
     holds: bool = True
     """Whether training is told its plan, and keeps to it."""
+    method: str = "none"
+    """finetune: a method of `peft`, with the settings that the planner takes to be usual."""
+    base: str = "fp32"
+    """finetune: how weights that are only read are stored."""
 
     @property
     def name(self) -> str:
         """A name for tables and messages."""
-        return f"{self.family} {self.width}x{self.layers} {self.precision} {self.stage} {self.rows}x{self.length}"
+        stage = self.stage if self.stage != "finetune" else f"finetune {self.method} {self.base}"
+        return f"{self.family} {self.width}x{self.layers} {self.precision} {stage} {self.rows}x{self.length}"
 
     def config(self) -> ModelConfig:
         """The model's config."""
@@ -79,8 +86,13 @@ class Case:
         return ModelConfig(**size, **KINDS[self.family], max_positions=max(self.length, self.source_length, 64) * 2)
 
 
-def plan_of(case: Case) -> MemoryPlan:
+def plan_of(case: Case) -> MemoryPlan | Parts:
     """The plan, from the config alone."""
+    if case.stage == "finetune":
+        from trivium.planner.stages import stage_phases
+        from trivium.planner.suggestions import fullest
+
+        return fullest(stage_phases(case.config(), plan_settings(case)))
     from trivium.planner.inference import evaluation_memory, generation_memory
     from trivium.planner.memory import estimate
 
@@ -115,6 +127,48 @@ def plan_of(case: Case) -> MemoryPlan:
     )
 
 
+def plan_settings(case: Case) -> Any:
+    """The planner's words for a run that fine-tunes."""
+    from trivium.config import build_settings
+    from trivium.planner.settings import PlanSettings
+
+    stated = {
+        "stage": "finetune",
+        "precision": case.precision,
+        "peft": case.method,
+        **({"base": case.base} if case.base != "fp32" else {}),
+        "targets": LORA_TARGETS,
+        "rows_per_micro_batch": case.rows,
+        "sequence_length": case.length,
+        "source_length": case.source_length,
+    }
+    return build_settings(PlanSettings, stated, "case")
+
+
+def peft_settings(case: Case) -> Any:
+    """The same as the settings of the method."""
+    from trivium.config import Settings, build_settings
+    from trivium.peft.settings import PeftSettings
+
+    class Holder(Settings):
+        """One section."""
+
+        peft: PeftSettings
+        """The method."""
+
+    usual = plan_settings(case)
+    own: dict[str, Any] = {"method": case.method}
+    if case.method in ("lora", "rslora", "dora"):
+        own |= {"rank": usual.rank, "targets": list(LORA_TARGETS)}
+    elif case.method in ("houlsby", "pfeiffer", "parallel"):
+        own["bottleneck"] = usual.bottleneck
+    elif case.method in ("prompt", "prefix", "p_tuning"):
+        own["virtual_tokens"] = usual.virtual_tokens
+    elif case.method == "last_layers":
+        own["layers"] = usual.last_layers
+    return build_settings(Holder, {"peft": own}, "case").peft
+
+
 def execute(case: Case, planned_bytes: int) -> int:
     """Do it; how often freed memory was given back to keep to the plan."""
     import torch
@@ -126,9 +180,16 @@ def execute(case: Case, planned_bytes: int) -> int:
     prepare_process(runtime)
     torch.manual_seed(0)
     config = case.config()
-    if case.stage in ("pretrain", "checkpointing"):
+    if case.stage in ("pretrain", "checkpointing", "finetune"):
         model = build_model(config)
         initialise(model, config, seed=0)
+        if case.stage == "finetune":
+            from trivium.peft.apply import add_adapter
+            from trivium.quantization.quantize import quantize_model
+
+            if case.base != "fp32":
+                quantize_model(model, case.base)
+            add_adapter(model, peft_settings(case))
         return _train(case, model, runtime, planned_bytes)
     dtype = torch.float32 if case.precision == "fp32" else torch.bfloat16
     usual = torch.get_default_dtype()

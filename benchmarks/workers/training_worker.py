@@ -34,6 +34,7 @@ BATCHES = 4
 LEARNING_RATE = 3e-4
 CLIP_NORM = 1.0
 DOCUMENTS_PER_PACKED_ROW = 4
+LORA_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Job:
     def uses_bf16(self) -> bool:
         """Whether matrix products run under bf16 autocast."""
         return self.mode in ("bf16", "compiled")
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether all weights are frozen and LoRA is trained beside every linear layer of the blocks."""
+        return self.contender.endswith("lora")
 
 
 def token_rows(job: Job) -> list[torch.Tensor]:
@@ -101,6 +107,11 @@ def our_step(job: Job) -> tuple[nn.Module, Step]:
     config = our_config(job, "gpt2" if "gpt2" in job.contender else "llama")
     model = build_model(config)
     initialise(model, config, seed=0)
+    if job.uses_lora:
+        from trivium.peft.apply import add_adapter
+        from trivium.peft.settings import LoraSettings
+
+        add_adapter(model, LoraSettings(rank=LORA_RANK, alpha=2 * LORA_RANK))
     segments = positions = None
     if job.contender.endswith("packed"):
         index = torch.arange(job.length).expand(job.rows, job.length)
@@ -144,7 +155,7 @@ def peer_model(job: Job) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    if job.contender == "llama":
+    if job.contender.startswith("llama"):
         config = LlamaConfig(
             vocab_size=job.vocab_size,
             hidden_size=job.width,
@@ -184,9 +195,15 @@ def peer_step(job: Job) -> tuple[nn.Module, Step]:
     if job.threads:
         torch.set_num_threads(job.threads)
     model = peer_model(job).train()
+    if job.uses_lora:
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
+        model = get_peft_model(model, settings)
     defaults = job.contender == "gpt2-defaults"
     options: dict[str, Any] = {} if defaults else {"fused": True, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **options)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, **options)
     forward = torch.compile(model) if job.mode == "compiled" and not defaults else model
     batches = [ids[:, :-1].contiguous() for ids in token_rows(job)]
     number = 0
@@ -198,7 +215,7 @@ def peer_step(job: Job) -> tuple[nn.Module, Step]:
         with torch.autocast("cpu", torch.bfloat16, enabled=job.uses_bf16 and not defaults):
             loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float(loss)

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from trivium.checkpoints.bundle import load as load
     from trivium.checkpoints.bundle import quantize as quantize
     from trivium.errors import UserError as UserError
+    from trivium.finetuning.recipe import FinetuneRecipe as FinetuneRecipe
+    from trivium.finetuning.run import finetune as finetune
     from trivium.generation.settings import GenerationSettings as GenerationSettings
     from trivium.planner.plan import plan as plan
     from trivium.planner.settings import PlanSettings as PlanSettings
     from trivium.pretraining.recipe import PretrainRecipe as PretrainRecipe
     from trivium.pretraining.run import pretrain as pretrain
-    from trivium.pretraining.run import resume as resume
+    from trivium.stages import resume as resume
     from trivium.tokenizer.bpe import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -37,12 +39,14 @@ _HOME = {
     "PretrainRecipe": "trivium.pretraining.recipe",
     "Tokenizer": "trivium.tokenizer.bpe",
     "UserError": "trivium.errors",
+    "finetune": "trivium.finetuning.run",
+    "FinetuneRecipe": "trivium.finetuning.recipe",
     "load": "trivium.checkpoints.bundle",
     "metrics": "trivium",
     "plan": "trivium.planner.plan",
     "pretrain": "trivium.pretraining.run",
     "quantize": "trivium.checkpoints.bundle",
-    "resume": "trivium.pretraining.run",
+    "resume": "trivium.stages",
 }
 """Where each public name lives; `metrics` is a folder of its own."""
 

@@ -15,7 +15,7 @@ from cli.small_models import TEXT, refusal, saved
 from trivium.checkpoints.bundle import load, quantize
 from trivium.checkpoints.quantized import DenseState
 from trivium.errors import UserError
-from trivium.finetuning.classification import LabelledText, train_classifier
+from trivium.finetuning.classifier import LabelledText, train_classifier
 from trivium.models.build import Model
 from trivium.quantization.linear import PackedLinear, PackedMatrix
 from trivium.quantization.quantize import quantize_model

@@ -13,12 +13,8 @@ from trivium.checkpoints.directory import save_model_directory
 from trivium.data.sources import PackedSource
 from trivium.errors import UserError
 from trivium.families import FAMILIES
-from trivium.finetuning.classification import (
-    ClassificationObjective,
-    LabelledRows,
-    LabelledText,
-    train_classifier,
-)
+from trivium.finetuning.classification import ClassificationObjective
+from trivium.finetuning.classifier import LabelledText, labelled_rows, train_classifier
 from trivium.models.build import build_model, initialise
 from trivium.models.config import ModelConfig
 from trivium.runtime import Runtime
@@ -56,7 +52,7 @@ def step_gradient(base: Path, rows_per_micro_batch: int) -> torch.Tensor:
     """The gradient of one step of 8 texts, in fp64, with the mean taken once."""
     bundle = load(base, head="classification", labels=("animal", "tool"))
     model = bundle.model.double()
-    rows = LabelledRows(texts(8), bundle.tokenizer, bundle.config, 64)
+    rows = labelled_rows(texts(8), bundle.tokenizer, bundle.config, 64)
     source = PackedSource([(rows, None)], rows_per_step=8, rows_per_micro_batch=rows_per_micro_batch, seed=0)
     total = 0
     for batch in source.micro_batches(0):
@@ -109,11 +105,11 @@ def test_broken_control_wrong_labels_are_seen(base: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_learned_is_refused(base: Path, tmp_path: Path) -> None:
     bundle = load(base, head="classification", labels=("animal", "tool"))
     with pytest.raises(UserError, match="no labelled texts"):
-        LabelledRows([], bundle.tokenizer, bundle.config, 64)
+        labelled_rows([], bundle.tokenizer, bundle.config, 64)
     with pytest.raises(UserError, match="labelled text 1 is of class 2: there are 2"):
-        LabelledRows([LabelledText("a", 2)], bundle.tokenizer, bundle.config, 64)
+        labelled_rows([LabelledText("a", 2)], bundle.tokenizer, bundle.config, 64)
     with pytest.raises(UserError, match="has no room for a text"):
-        LabelledRows(texts(2), bundle.tokenizer, bundle.config, 0)
+        labelled_rows(texts(2), bundle.tokenizer, bundle.config, 0)
     for labels in (("a",), ("a", "a")):
         with pytest.raises(UserError, match="give two or more, each once"):
             train_classifier(base, labels, texts(2), texts(2), tmp_path, TrainingSettings(steps=1), Runtime())

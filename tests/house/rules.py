@@ -20,7 +20,7 @@ RUNGS: dict[str, int] = {
     **dict.fromkeys(("checkpoints",), 3),
     **dict.fromkeys(("planner", "training", "report"), 4),
     **dict.fromkeys(("pretraining", "finetuning", "rlhf", "benchmarks"), 5),
-    **dict.fromkeys(("quickstart", "studio", "serving"), 6),
+    **dict.fromkeys(("stages", "quickstart", "studio", "serving"), 6),
     **dict.fromkeys(("cli",), 7),
 }
 """The ladder of folders. Files at the top of the package (config.py, files.py, ...) stand below them all."""

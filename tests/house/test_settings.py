@@ -15,7 +15,10 @@ from trivium.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-RECIPE_CLASSES = {"pretrain": "trivium.pretraining.recipe:PretrainRecipe"}
+RECIPE_CLASSES = {
+    "pretrain": "trivium.pretraining.recipe:PretrainRecipe",
+    "finetune": "trivium.finetuning.recipe:FinetuneRecipe",
+}
 """The class of a recipe, by its `stage`."""
 
 

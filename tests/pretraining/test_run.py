@@ -30,6 +30,7 @@ from trivium.pretraining import run as module
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.pretraining.run import pretrain, resume
 from trivium.training.log import read_log, repeatable
+from trivium.training.run_directory import sole_writer
 
 MODULES = ("textwrap.py", "heapq.py", "queue.py", "shlex.py", "csv.py", "sched.py", "copy.py", "glob.py")
 # What a checkpoint's state says of the clock, and of the log whose lines hold times.
@@ -195,7 +196,7 @@ def test_a_model_is_not_written_over_something_else(finished: tuple[Path, dict[s
 
 def test_two_processes_cannot_write_one_run(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
-    with module.sole_writer(folder / "one"), pytest.raises(UserError, match="another process"):
+    with sole_writer(folder / "one"), pytest.raises(UserError, match="another process"):
         resume(folder / "one")
 
 

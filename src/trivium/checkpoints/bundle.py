@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trivium.checkpoints.adapter_reading import AdapterFiles, base_path, head_of, is_adapter, read_adapter_files
+from trivium.checkpoints.adapters import put_on, refuse_adapters, save_adapter_directory
 from trivium.checkpoints.config_files import read_config, read_eos_ids, read_generation
 from trivium.checkpoints.directory import load_model_directory, save_model_directory
 from trivium.checkpoints.resolve import resolve_model
@@ -19,6 +22,7 @@ from trivium.models.build import Model
 from trivium.models.config import Head, ModelConfig
 from trivium.models.decoder import Decoder
 from trivium.models.encoder import Encoder
+from trivium.peft.apply import active_adapter, merge_adapter, use_adapter
 from trivium.progress import SILENT, Progress
 from trivium.quantization.quantize import quantize_model, refuse_quantized
 from trivium.quantization.schemes import Scheme, scheme_for
@@ -75,6 +79,8 @@ class Bundle:
     """How an encoder-decoder generates unless told otherwise: fields of `GenerationSettings`."""
     notes: tuple[str, ...] = ()
     """What of its files was left out, and what of the model is not from its files, one line each."""
+    source: str = ""
+    """What it was opened as; of an adapter, what its base is called."""
 
     def save(
         self,
@@ -87,8 +93,9 @@ class Bundle:
         """Write a model directory, a quantized model as it is; see `directory.save_model_directory`.
 
         With a `dtype` its weights are stored in it, packed ones unpacked. `notes` (markdown) go into its README,
-        `extra_files` beside it.
+        `extra_files` beside it. UserError for a model with an adapter, which is merged first or saved by itself.
         """
+        refuse_adapters(self.model, "saved as a model")
         from trivium.generation.settings import GenerationSettings
 
         save_model_directory(
@@ -103,6 +110,37 @@ class Bundle:
             family=self.family or None,
             extra_files=extra_files,
         )
+
+    def add_adapter(self, path: str | Path, name: str = "default") -> None:
+        """Put the adapter of a directory on the model and make it the active one; the base may have others already.
+
+        UserError for an adapter that does not fit.
+        """
+        files = read_adapter_files(resolve_model(path))
+        head, labels = head_of(files, self.config)
+        if head is not None:
+            with_labels = f" of the classes {', '.join(labels)}" if labels else ""
+            raise UserError(f"{path} is for a model with a {head} head{with_labels}: open it by itself (trivium.load)")
+        put_on(self.model, files, name, self.family)
+
+    @contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Inside, the adapter of this name is the active one, None: the base alone; afterwards all is as before."""
+        before = active_adapter(self.model)
+        use_adapter(self.model, name)
+        try:
+            yield
+        finally:
+            use_adapter(self.model, before)
+
+    def save_adapter(self, path: str | Path, name: str = "default") -> None:
+        """Write one adapter, as `peft` reads it; see `checkpoints/adapters.py`."""
+        base = self.source or "unknown"
+        save_adapter_directory(path, self.model, name, base=base, tokenizer=self.tokenizer, family=self.family)
+
+    def merge_adapter(self, name: str = "default") -> None:
+        """Work an adapter into the weights of the model, which has it no longer then; see `peft/apply.py`."""
+        merge_adapter(self.model, name)
 
     def generate(
         self,
@@ -201,7 +239,9 @@ def load(
     head: Head | None = None,
     labels: Iterable[str] = (),
 ) -> Bundle:
-    """Open a model: a model directory, a run directory, a GGUF file, a built-in name or a hub id.
+    """Open a model: a model directory, a run directory, an adapter, a GGUF file, a built-in name or a hub id.
+
+    An adapter is opened with its base, and is the active one of the bundle, named `default`.
 
     `dtype` is what its weights are converted to: fp32, bf16 or fp16 (or torch's names of them). `head` puts another
     head on it (`classification` for the classes `labels`, `scalar`, ...), which is to be trained. `quantize` packs the
@@ -212,19 +252,23 @@ def load(
     if precision is None:
         raise UserError(f"dtype is {dtype!r}: use fp32, bf16 or fp16")
     scheme = None if quantize is None else scheme_for(quantize)
+    path = resolve_model(name)
+    if is_adapter(path):
+        if head is not None:
+            raise UserError(f"{path} is an adapter, for the head it was trained with: leave head out")
+        return _load_adapter(read_adapter_files(path), precision, device, scheme)
     if scheme is not None and not scheme.packs:
         bundle = load(name, dtype=scheme.format, device=device, head=head, labels=labels)
         return replace(bundle, model=quantize_model(bundle.model, scheme))
-    path = resolve_model(name)
     if path.suffix == ".gguf":
-        return _load_gguf(path, precision, device, head, scheme)
+        return replace(_load_gguf(path, precision, device, head, scheme), source=str(name))
     notes: list[str] = []
     model, tokenizer, config = load_model_directory(
         path, dtype=precision, device=device, head=head, labels=labels, scheme=scheme, note=notes.append
     )
     family, _ = read_config(path)
     generation = read_generation(path, notes.append) if config.kind == "encoder-decoder" else {}
-    return Bundle(model, tokenizer, config, read_eos_ids(path), family.model_type, generation, tuple(notes))
+    return Bundle(model, tokenizer, config, read_eos_ids(path), family.model_type, generation, tuple(notes), str(name))
 
 
 def quantize(
@@ -240,6 +284,7 @@ def quantize(
     for a model that is quantized already, and for weights that the format cannot hold.
     """
     scheme = scheme_for(scheme)
+    refuse_adapters(bundle.model, f"quantized (load its base so: load(..., quantize={scheme.format!r}))")
     refuse_quantized(bundle.model, f"quantized again (to {scheme.format})")
     if scheme.packs and scheme.method == "nearest":
         from trivium.checkpoints.quantized import packed_copy
@@ -252,6 +297,27 @@ def quantize(
         batches = calibration_batches(bundle.config, bundle.tokenizer, calibration)
     model = quantize_model(deepcopy(bundle.model), scheme, calibration=batches, progress=progress)
     return replace(bundle, model=model)
+
+
+def _load_adapter(files: AdapterFiles, dtype: Precision, device: torch.device | str, scheme: Scheme | None) -> Bundle:
+    """The base of an adapter, with the adapter on it, and with the tokenizer that is beside the adapter."""
+    path = base_path(files)
+    described = None if path.suffix == ".gguf" else read_config(path)[1]
+    head, labels = (None, ()) if described is None else head_of(files, described)
+    bundle = load(files.base, dtype=dtype, device=device, quantize=scheme, head=head, labels=labels)
+    if described is None and head_of(files, bundle.config)[0] is not None:
+        raise UserError(f"{files.path}: its base is a GGUF file, which cannot be given another head")
+    put_on(bundle.model, files, "default", bundle.family)
+    if not (files.path / "tokenizer.json").is_file():
+        return bundle
+    from trivium.tokenizer.bpe import Tokenizer
+
+    tokenizer = Tokenizer.load(files.path)
+    if tokenizer.vocab_size > bundle.config.vocab_size:
+        raise UserError(
+            f"{files.path}: its tokenizer has {tokenizer.vocab_size} entries, its base {bundle.config.vocab_size}"
+        )
+    return replace(bundle, tokenizer=tokenizer)
 
 
 def _load_gguf(

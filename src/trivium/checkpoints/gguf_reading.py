@@ -71,17 +71,23 @@ def load_gguf(
     what is wrong with it.
     """
     plan = plan_reading(path)
+    tokenizer = tokenizer_of(plan, str(path))
+    model = read_model(plan, dtype=dtype, device=device, scheme=scheme)
+    return model, tokenizer, plan.config, stop_ids(plan.file.fields, str(path))
+
+
+def tokenizer_of(plan: Plan, origin: str) -> Tokenizer:
+    """The tokenizer in a file. UserError where it cannot be read, or is larger than the model's table."""
     try:
         tokenizer = tokenizer_from_gguf(vocabulary_fields(plan.file.fields))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{origin}: {error}") from None
     if tokenizer.vocab_size > plan.config.vocab_size:
         raise UserError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} entries, but there are {plan.config.vocab_size} "
+            f"{origin}: the tokenizer has {tokenizer.vocab_size} entries, but there are {plan.config.vocab_size} "
             "embeddings"
         )
-    model = read_model(plan, dtype=dtype, device=device, scheme=scheme)
-    return model, tokenizer, plan.config, stop_ids(plan.file.fields, str(path))
+    return tokenizer
 
 
 def plan_reading(path: str | Path) -> Plan:

@@ -1,4 +1,4 @@
-"""From what a user calls a model to the place that holds it: a directory, or a GGUF file.
+"""From what a user calls a model to the place that holds it: a directory (of an adapter too), or a GGUF file.
 
 A name is, in this order, a path that exists; a built-in name; the id of a Hugging Face hub repository. Of a hub
 repository only configuration, tokenizer and weights in safe formats are fetched, and of its GGUF files only the one
@@ -25,6 +25,8 @@ T = TypeVar("T")
 # What is fetched of a hub repository: never pickles, never code.
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "README.md", *sorted(VOCABULARY_FILES)]
 GGUF = ".gguf"
+ADAPTER = "adapter_config.json"
+"""The file by which a directory is known as an adapter (`adapters.py`)."""
 # File names listed in one message; more are counted.
 LISTED = 6
 HUB_ID = re.compile(r"([A-Za-z0-9][\w\-.]*)/([A-Za-z0-9][\w\-.]*)(?::([\w\-./ ]+\.gguf))?", re.ASCII)
@@ -54,11 +56,12 @@ BUILT_IN = {
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """The model directory or the GGUF file that `name_or_path` means.
+    """The model directory, the adapter directory or the GGUF file that `name_or_path` means.
 
-    A model directory; a run directory (its `model/`); a GGUF file, or a directory with nothing but one; a built-in
-    name; or a hub id, `owner/name` or `owner/name:file.gguf`, which is fetched or found in the local cache (`HF_HOME`,
-    `HF_HUB_OFFLINE` and `HF_TOKEN` are honoured). Raises UserError that names what exists nearby.
+    A model directory or an adapter's; a run directory (its `model/` or `adapter/`); a GGUF file, or a directory with
+    nothing but one; a built-in name; or a hub id, `owner/name` or `owner/name:file.gguf`, which is fetched or found in
+    the local cache (`HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` are honoured). Raises UserError that names what exists
+    nearby.
     """
     path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 (leaves the home of an unknown user alone)
     name = str(name_or_path)
@@ -83,6 +86,9 @@ def _in_directory(path: Path) -> Path:
     """The model in a directory that exists."""
     for candidate in (path, path / "model"):
         if (candidate / "config.json").is_file():
+            return candidate
+    for candidate in (path, path / "adapter"):
+        if (candidate / ADAPTER).is_file():
             return candidate
     files = sorted(path.glob(f"*{GGUF}"))
     if len(files) == 1:

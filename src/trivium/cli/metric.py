@@ -89,6 +89,33 @@ def bleu(predictions: Predictions, references: References, as_json: JsonFlag = F
         output.result(scored(*_lines(predictions, references)))
 
 
+@app.command()
+def classification(
+    predictions: Predictions,
+    references: Annotated[Path, typer.Option(help="What is right: a text file with one class on each line.")],
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """How well classes are told: accuracy, F1 (macro, micro, weighted, of each class), Matthews' correlation.
+
+    Macro is the mean over all classes; white space around a class does not matter, and its case does.
+
+    \b
+    Example:
+      trivium metric classification --predictions told.txt --references right.txt
+    """
+    from trivium.metrics.classification import classification as scored
+
+    with Output(as_json, quiet) as output:
+        told, right = _lines(predictions, [references])
+        if not told:
+            raise UserError(f"{predictions}: is empty, it holds no class")
+        result = scored([line.strip() for line in told], [line.strip() for (line,) in right])
+        means = {name: value for name, value in result.items() if name != "per_class"}
+        per_class = {f"f1 of {name}": score["f1"] for name, score in result["per_class"].items()}
+        output.result(result, text=table({**means, **per_class}))
+
+
 def _lines(predictions: Path, references: list[Path]) -> tuple[list[str], list[list[str]]]:
     """Predictions, and for each of them the right answers; every file must have equally many lines."""
     from trivium.data.streams import read_lines

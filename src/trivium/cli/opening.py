@@ -27,8 +27,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model directory, a run directory, a .gguf file, a hub id, or a built-in name (smollm2-135m-instruct, "
-        "minilm-l6).",
+        help="A model directory, a run directory, an adapter, a .gguf file, a hub id, or a built-in name "
+        "(smollm2-135m-instruct, minilm-l6).",
     ),
 ]
 QuantizeOption = Annotated[
@@ -159,8 +159,12 @@ def _described(path: Path, quantize: str | None) -> tuple[ModelConfig, Scheme | 
 
     scheme = None if quantize is None else scheme_for(quantize)
     if path.is_dir():
+        from trivium.checkpoints.adapter_reading import described_adapter, is_adapter
         from trivium.checkpoints.config_files import read_config, read_scheme
 
+        if is_adapter(path):
+            config, base = described_adapter(path)
+            return config, scheme or (read_scheme(base) if base.is_dir() else None)
         return read_config(path)[1], scheme or read_scheme(path)
     from trivium.checkpoints.gguf_reading import plan_reading
 

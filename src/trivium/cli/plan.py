@@ -80,21 +80,10 @@ def _plan(words: list[str], params: float | None) -> Plan:
     if not name or "=" in name:
         raise UserError("name a model or a recipe before the settings, or give --params (see `trivium plan --help`)")
     if name.endswith((".yaml", ".yml")):
-        return _plan_of_recipe(Path(name), overrides)
+        from trivium.stages import plan_of_recipe
+
+        return plan_of_recipe(Path(name), overrides)
     return plan_of_described(described(name), build_settings(PlanSettings, {}, "plan", overrides), name)
-
-
-def _plan_of_recipe(path: Path, overrides: list[str]) -> Plan:
-    """The plan of a recipe: `a.b=c` changes the recipe, a plain setting of plans the plan."""
-    from trivium.config import build_settings, load_recipe
-    from trivium.planner.plan import plan_of_config, settings_of_recipe
-    from trivium.planner.settings import PlanSettings
-    from trivium.pretraining.recipe import PretrainRecipe
-
-    plain = [word for word in overrides if word.partition("=")[0].replace("-", "_") in PlanSettings.model_fields]
-    recipe = load_recipe(PretrainRecipe, path, [word for word in overrides if word not in plain])
-    stated = settings_of_recipe(recipe).model_dump(exclude_unset=True)
-    return plan_of_config(recipe.model, build_settings(PlanSettings, stated, "plan", plain), str(path))
 
 
 def after_help() -> str:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trivium.errors import UserError
-from trivium.generation.encoding import TOKENS_PER_BATCH, Inputs, hidden_states, read_all, wrap_all
+from trivium.generation.encoding import TOKENS_PER_BATCH, Inputs, read_all, wrap_all
 from trivium.generation.purposes import refuse_unless
 from trivium.models.build import MODELS, Model
+from trivium.models.encoder import Encoder
 from trivium.models.encoder_decoder import EncoderDecoder, shifted_right
 from trivium.progress import SILENT, Progress
 
@@ -63,7 +64,7 @@ def classify(
     scores = read_all(
         model,
         wrapped,
-        lambda inputs: _scores(model, inputs),
+        lambda inputs: head_scores(model, inputs),
         tokens_per_batch=tokens_per_batch,
         progress=progress,
         description=description,
@@ -71,13 +72,16 @@ def classify(
     return [_judged(config.labels or (UNNAMED,), scores_C.view(-1)) for scores_C in scores]
 
 
-def _scores(model: Model, inputs: Inputs) -> Tensor:
-    """(B, C), or (B,) of a scalar head."""
-    if not isinstance(model, EncoderDecoder):
-        return model.result(hidden_states(model, inputs), inputs.segments_BT)
-    shifted_BT = shifted_right(inputs.ids_BT, model.config.decoder_start_id)
-    segments_BT = inputs.segments_BT
-    result: Tensor = model(inputs.ids_BT, shifted_BT, source_segments=segments_BT, segments=segments_BT)
+def head_scores(model: Model, inputs: Inputs) -> Tensor:
+    """What the head makes of a batch: (B, C), (B,) of a scalar head, or (B, T, C) of one for positions."""
+    ids_BT, segments_BT = inputs.ids_BT, inputs.segments_BT
+    if isinstance(model, Encoder):
+        result: Tensor = model(ids_BT, segments=segments_BT, types=inputs.types_BT)
+    elif isinstance(model, EncoderDecoder):
+        shifted_BT = shifted_right(ids_BT, model.config.decoder_start_id)
+        result = model(ids_BT, shifted_BT, source_segments=segments_BT, segments=segments_BT)
+    else:
+        result = model(ids_BT, segments=segments_BT)
     return result
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from trivium.kernels.products import matrix_of
 from trivium.kernels.structures import ACTIVATIONS, MATRIX_KINDS, NORM_KINDS, Layer, Matrix, Norm, Program
+from trivium.models.attention import Attention
 from trivium.models.config import ModelConfig
 from trivium.models.decoder import Decoder
-from trivium.models.layers import Embedding, LayerNorm, RMSNorm
+from trivium.models.layers import MLP, Embedding, LayerNorm, RMSNorm
 from trivium.models.masks import alibi_bias
 from trivium.models.positions import rotation
 from trivium.models.transformer import Block
@@ -94,6 +95,8 @@ class FastProgram:
     def _layer(self, block: nn.Module) -> Layer:
         assert isinstance(block, Block)
         attention, mlp = block.attention, block.mlp
+        if type(attention) is not Attention or type(mlp) is not MLP:  # something stands beside it
+            raise Unknown(f"{type(attention).__name__} and {type(mlp).__name__}")
         layer = Layer(window=self.config.sliding_window if attention.windowed else 0)
         for name in ("attention", "attention_output", "mlp", "mlp_output"):
             setattr(layer, f"{name}_norm", self._norm(getattr(block, f"{name}_norm")))
@@ -123,7 +126,6 @@ class FastProgram:
 
     def _matrix(self, module: nn.Module, bias: Tensor | None = None) -> Matrix:
         """Of a plain linear layer or table of tokens, or of a packed one, which is known by what it holds."""
-        bias = getattr(module, "bias", bias)
         packed, scales, offsets = torch.empty(0), None, None
         if isinstance(module, nn.Linear | Embedding) and type(module) in (nn.Linear, Embedding):
             kind, packed = DENSE.get(module.weight.dtype, ""), module.weight.detach()
@@ -132,6 +134,7 @@ class FastProgram:
             scales, offsets = getattr(module, "scales", None), getattr(module, "offsets", None)
         if kind not in MATRIX_KINDS:
             raise Unknown(f"{type(module).__name__} {kind}")
+        bias = getattr(module, "bias", bias)
         try:
             matrix, kept = matrix_of(kind, packed, scales, offsets, bias)
         except ValueError as error:
@@ -147,6 +150,8 @@ def refuse_unknown(model: nn.Module) -> None:
     config = model.config
     if config.head != "lm" or config.head_hidden != "none" or config.positions == "relative":
         raise Unknown("head or positions")
+    if model.stack.prefix is not None or model.stack.prompt is not None:
+        raise Unknown("learned positions")
     if config.rope_scaling is not None and config.rope_scaling.method == "dynamic":
         raise Unknown("angles that grow with the text")
     if model.device.type != "cpu" or model.dtype not in DENSE:

@@ -5,7 +5,8 @@ function; every module here is cheap to import (no torch).
 """
 
 from trivium.metrics.bleu import bleu
+from trivium.metrics.classification import classification
 from trivium.metrics.perplexity import perplexity
 from trivium.metrics.rouge import rouge
 
-__all__ = ["bleu", "perplexity", "rouge"]
+__all__ = ["bleu", "classification", "perplexity", "rouge"]

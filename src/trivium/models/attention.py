@@ -61,6 +61,10 @@ class Shared(NamedTuple):
     """What targets see of the source."""
     dtype: torch.dtype
     """The type matrix products are computed in (autocast's, where it is on)."""
+    prefix_keys: Tensor | None = None
+    """(1, K, P, N): those of learned positions before every document, for one layer; its stack fills them in."""
+    prefix_values: Tensor | None = None
+    """(1, K, P, N)."""
 
 
 class _Attention(nn.Module):
@@ -133,6 +137,8 @@ class Attention(_Attention):
         k_BKSN, v_BKSN = k_BTKN.transpose(1, 2), v_BTKN.transpose(1, 2)
         if shared.cache is not None:
             k_BKSN, v_BKSN = shared.cache.update(layer, k_BKSN, v_BKSN)
+        if shared.prefix_keys is not None and shared.prefix_values is not None:
+            k_BKSN, v_BKSN = behind(shared.prefix_keys, k_BKSN), behind(shared.prefix_values, v_BKSN)
         return self._attend(q_BTHN, k_BKSN, v_BKSN, shared.windowed if self.windowed else shared.full)
 
 
@@ -143,6 +149,11 @@ class CrossAttention(_Attention):
         """(B, T, D) -> (B, T, D)."""
         assert shared.source_keys is not None and shared.source_values is not None
         return self._attend(self._queries(x_BTD), shared.source_keys, shared.source_values, shared.source)
+
+
+def behind(prefix_1KPN: Tensor, x_BKSN: Tensor) -> Tensor:
+    """(B, K, P + S, N): keys or values with those of learned positions in front."""
+    return torch.cat((prefix_1KPN.to(x_BKSN.dtype).expand(x_BKSN.shape[0], -1, -1, -1), x_BKSN), 2)
 
 
 def capped_attention(

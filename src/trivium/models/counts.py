@@ -10,6 +10,8 @@ Invariant its test checks: the counts equal those of the built model and of torc
 
 from __future__ import annotations
 
+from typing import Any
+
 from trivium.models.config import ModelConfig
 
 
@@ -45,6 +47,22 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
 def training_flops_per_token(config: ModelConfig, context: int) -> int:
     """FLOPs of forward and backward for one token of a row of `context` positions, nothing recomputed."""
     return 3 * flops_per_token(config, context)
+
+
+def model_facts(config: ModelConfig) -> dict[str, Any]:
+    """The model in numbers."""
+    return {
+        "kind": config.kind,
+        "parameters": num_parameters(config),
+        "layers": config.layers,
+        "width": config.width,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "context": config.max_positions,
+        "vocab_size": config.vocab_size,
+        "training_flops_per_token": training_flops_per_token(config, config.max_positions),
+        **({"decoder_layers": config.decoder_layers} if config.kind == "encoder-decoder" else {}),
+    }
 
 
 def _block_flops(config: ModelConfig, context: int) -> int:

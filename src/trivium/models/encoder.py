@@ -6,7 +6,8 @@ from torch import Tensor
 
 from trivium.models.base import LanguageModel
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Stack
+from trivium.models.heads import OF_A_TEXT
+from trivium.models.transformer import Stack, prompted_segments
 
 
 class Encoder(LanguageModel):
@@ -24,13 +25,13 @@ class Encoder(LanguageModel):
         segments: Tensor | None = None,
         types: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of all positions, (B, T, D).
+        """Hidden states of all positions of the text, (B, T, D).
 
         `segments` (B, T): positions attend only within their own segment; 0 is padding; None: one text a row.
         `types` (B, T) int64: first or second text of a pair, for models with segment embeddings; None: 0.
         """
         hidden_BTD, _ = self.stack(self.embedding(ids_BT), positions=positions, segments=segments, types=types)
-        return hidden_BTD  # type: ignore[no-any-return]
+        return hidden_BTD[:, -ids_BT.shape[1] :]  # type: ignore[no-any-return]
 
     def forward(
         self,
@@ -40,5 +41,11 @@ class Encoder(LanguageModel):
         segments: Tensor | None = None,
         types: Tensor | None = None,
     ) -> Tensor:
-        """The head's result; of an `lm` head the scores of what stands at each position, (B, T, V)."""
-        return self.result(self.hidden(ids_BT, positions=positions, segments=segments, types=types), segments)
+        """The head's result; of an `lm` head the scores of what stands at each position, (B, T, V).
+
+        A head for a whole text sees the positions of a prompt as well: the first of them is then the first of all.
+        """
+        if self.config.head not in OF_A_TEXT:
+            return self.result(self.hidden(ids_BT, positions=positions, segments=segments, types=types), segments)
+        hidden_BTD, _ = self.stack(self.embedding(ids_BT), positions=positions, segments=segments, types=types)
+        return self.result(hidden_BTD, prompted_segments(segments, hidden_BTD))

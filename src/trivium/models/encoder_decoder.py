@@ -13,7 +13,7 @@ from torch import Tensor
 from trivium.models.base import LanguageModel
 from trivium.models.cache import Cache, Memory
 from trivium.models.config import ModelConfig
-from trivium.models.transformer import Stack
+from trivium.models.transformer import Stack, prompted_segments
 
 
 def shifted_right(ids_BT: Tensor, start_id: int) -> Tensor:
@@ -30,7 +30,10 @@ class EncoderDecoder(LanguageModel):
         self.decoder = Stack(config, config.decoder_layers, causal=True, reads_source=True)
 
     def encode(self, source_BS: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Hidden states of the source, (B, S, D); `segments` (B, S): which target each position is for, 0 padding."""
+        """Hidden states of the source, (B, S, D); `segments` (B, S): which target each position is for, 0 padding.
+
+        Of an encoder with a prompt there are P more, in front, which the target sees too.
+        """
         encoded_BSD, _ = self.encoder(self.embedding(source_BS), positions=positions, segments=segments)
         return encoded_BSD  # type: ignore[no-any-return]
 
@@ -40,7 +43,7 @@ class EncoderDecoder(LanguageModel):
         return Memory(
             tuple(keys.transpose(1, 2) for keys, _ in pairs),
             tuple(values.transpose(1, 2) for _, values in pairs),
-            segments,
+            prompted_segments(segments, encoded_BSD),
         )
 
     def hidden(

@@ -55,6 +55,34 @@ def attention_mask(
     return None if seen is None else _added(seen, dtype)
 
 
+def with_learned(
+    mask: Tensor | None,
+    bias: Tensor | None,
+    positions_BT: Tensor,
+    learned: int,
+    length: int,
+    window: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """`mask` over S = `length` keys with P = `learned` columns in front, for positions before every document.
+
+    Every query sees them, but for a window that ends before (as if they were text); `bias` (B or 1, H, T, P) weighs
+    them by distance. `positions_BT` count within the document, from P on, so that neighbours in a row change nothing.
+    """
+    T = positions_BT.shape[1]
+    index = torch.arange(learned, device=positions_BT.device)
+    far = (positions_BT[:, :, None] - index >= window)[:, None] if window else None
+    if mask is None and bias is None and (far is None or not bool(far.any())):
+        return None
+    before = torch.zeros(1, 1, T, learned, dtype=dtype, device=positions_BT.device) if bias is None else bias
+    before = before if far is None else before.masked_fill(far, float("-inf"))
+    if mask is None:
+        mask = before.new_zeros(1, 1, T, length)
+    mask = mask[(None,) * (4 - mask.ndim)]
+    sizes = [max(ours, theirs) for ours, theirs in zip(before.shape[:3], mask.shape[:3], strict=True)]
+    return torch.cat((before.expand(*sizes, -1), mask.expand(*sizes, -1)), -1)
+
+
 def query_places(tokens: int, length: int, device: torch.device, places_BT: Tensor | None = None) -> Tensor:
     """(B or 1, T) int64: where among S = `length` keys each query stands; the last T of them, or `places_BT`."""
     return torch.arange(length - tokens, length, device=device)[None] if places_BT is None else places_BT

@@ -6,6 +6,9 @@ its blocks also look at a source is another (`reads_source`).
 
 Invariants its tests check: equal logits and gradients to `transformers` for equal weights; documents packed into one
 row do not reach each other (exactly); any cached split equals one pass; recomputed activations change nothing.
+
+Learned positions that are no text may come before every document (`learned_positions.py`); a stack that sees both ways
+is given them as vectors in front of its text, since they see the text too.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from trivium.models.attention import Attention, CrossAttention, Shared, View, prefers_blocks
+from trivium.errors import UserError
+from trivium.models.attention import Attention, CrossAttention, Shared, View, behind, prefers_blocks
 from trivium.models.cache import KeyValues, Memory, Past
 from trivium.models.config import ModelConfig
 from trivium.models.layers import MLP, build_norm
-from trivium.models.masks import alibi_bias, attention_mask, cross_mask, relative_buckets
+from trivium.models.learned_positions import LearnedPositions, Recorder
+from trivium.models.masks import alibi_bias, attention_mask, cross_mask, relative_buckets, with_learned
 from trivium.models.positions import Rotation, positions_in_segments, rotation, sinusoids
 
 
@@ -92,6 +97,10 @@ class Stack(nn.Module):
         self.norm = None if config.norm_placement == "post" else build_norm(config)
         self.config, self.causal, self.reads_source = config, causal, reads_source
         self.gradient_checkpointing = False
+        self.prefix: nn.Module | None = None
+        """Called with the stack and the type of its input it gives the `LearnedPositions`, or None for none."""
+        self.prompt: nn.Module | None = None
+        """Of a stack that sees both ways: called, it gives vectors to put before each text, (P, D), or None."""
 
     def forward(
         self,
@@ -104,7 +113,15 @@ class Stack(nn.Module):
         cache: Past | None = None,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Past | None]:
-        """Token embeddings to hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`."""
+        """Token embeddings to hidden states after the final norm, (B, T, D), and the cache that supersedes `cache`.
+
+        With a `prompt` there are P hidden states more, in front. UserError where its rows hold several texts, and for
+        more positions than the model's table holds.
+        """
+        if self.prompt is not None:
+            x_BTD, positions, segments, types = self._prompted(x_BTD, positions, segments, types)
+        learned: LearnedPositions | None = None if self.prefix is None else self.prefix(self, x_BTD.dtype)
+        P = 0 if learned is None else learned.length
         T, length, places = x_BTD.shape[1], x_BTD.shape[1], None
         if prefix is not None and cache is not None and cache.length:
             raise ValueError("a prefix must be read in one pass: the cache already holds positions")
@@ -116,17 +133,52 @@ class Stack(nn.Module):
             positions = positions_in_segments(segments)[:, length - T :]
         elif positions is None:
             positions = torch.arange(length - T, length, device=x_BTD.device) if places is None else places
-        self._refuse_unknown(positions, types, length)
+        positions = positions + P if P else positions
+        self._refuse_unknown(positions, types, length + P)
         x_BTD = self._embedded(x_BTD, positions, types)
-        shared = self._shared(x_BTD, length, positions, segments, prefix, cache, memory)
-        return self._through_blocks(x_BTD, shared, memory), cache
+        shared = self._shared(x_BTD, length, positions, segments, prefix, cache, memory, P)
+        if learned is not None and learned.source_keys and shared.source.mask is not None:
+            shared = shared._replace(source=shared.source._replace(mask=F.pad(shared.source.mask, (P, 0))))
+        return self._through_blocks(x_BTD, shared, memory, learned), cache
+
+    def read_before_all(self, x_PD: Tensor) -> LearnedPositions:
+        """The keys and values that vectors have which stand before everything a causal stack reads, (P, D)."""
+        P = len(x_PD)
+        positions, recorder = torch.arange(P, device=x_PD.device), Recorder(P, len(self.blocks))
+        self._refuse_unknown(positions, None, P)
+        x_BTD = self._embedded(x_PD[None], positions, None)
+        shared = self._shared(x_BTD, P, positions, None, None, recorder, None)
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, shared, layer)
+        return recorder.learned()
+
+    def _prompted(
+        self, x_BTD: Tensor, positions: Tensor | None, segments: Tensor | None, types: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """All that `forward` is given, with the prompt's P positions in front; they are of segment 1 and type 0."""
+        assert self.prompt is not None
+        prompt_PD: Tensor | None = self.prompt()
+        if prompt_PD is None:
+            return x_BTD, positions, segments, types
+        if segments is not None and int(segments.max()) > 1:
+            raise UserError("a prompt before an encoder's text needs rows of one text each: set data.packing=false")
+        P, B = len(prompt_PD), x_BTD.shape[0]
+        if positions is None and segments is not None:
+            positions = positions_in_segments(segments)
+        if positions is not None:
+            first = torch.arange(P, device=positions.device, dtype=positions.dtype)
+            positions = torch.cat((first.expand(*positions.shape[:-1], P), positions + P), -1)
+        segments = None if segments is None else F.pad(segments, (P, 0), value=1)
+        types = None if types is None else F.pad(types, (P, 0))
+        prompt_BPD = prompt_PD.to(x_BTD.dtype).expand(B, -1, -1)
+        return torch.cat((prompt_BPD, x_BTD), 1), positions, segments, types
 
     def _refuse_unknown(self, positions: Tensor, types: Tensor | None, length: int) -> None:
-        """ValueError for positions that no table holds (those of a long packed row restart) and for unknown types."""
-        learned = self.config.max_positions
-        if self.positions is not None and length > learned and int(positions.max()) >= learned:
+        """UserError for positions that no table holds (those of a long packed row restart); ValueError for types."""
+        known = self.config.max_positions
+        if self.positions is not None and length > known and int(positions.max()) >= known:
             longest = int(positions.max()) + 1
-            raise ValueError(f"{longest} positions, but this model has learned {learned}: shorten the input")
+            raise UserError(f"{longest} positions, but this model has learned {known}: shorten the input")
         if types is not None and self.types is None:
             raise ValueError("this model has no segment types: leave types out")
 
@@ -134,10 +186,20 @@ class Stack(nn.Module):
         """Those of all blocks, in order; empty for a stack that reads no source."""
         return [block.cross for block in self.blocks if isinstance(block, Block) and block.cross is not None]
 
-    def _through_blocks(self, x_BTD: Tensor, shared: Shared, memory: Memory | None) -> Tensor:
+    def _through_blocks(
+        self, x_BTD: Tensor, shared: Shared, memory: Memory | None, learned: LearnedPositions | None
+    ) -> Tensor:
         for layer, block in enumerate(self.blocks):
             if memory is not None:  # a layer is given its own, so that one compilation serves all of them
-                shared = shared._replace(source_keys=memory.keys[layer], source_values=memory.values[layer])
+                keys, values = memory.keys[layer], memory.values[layer]
+                if learned is not None and learned.source_keys:
+                    keys, values = (
+                        behind(learned.source_keys[layer], keys),
+                        behind(learned.source_values[layer], values),
+                    )
+                shared = shared._replace(source_keys=keys, source_values=values)
+            if learned is not None:
+                shared = shared._replace(prefix_keys=learned.keys[layer], prefix_values=learned.values[layer])
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, shared, layer, use_reentrant=False, preserve_rng_state=True)
             else:
@@ -169,23 +231,28 @@ class Stack(nn.Module):
         prefix: Tensor | None,
         cache: KeyValues | None,
         memory: Memory | None,
+        learned: int = 0,
     ) -> Shared:
-        """Masks and rotations, made once for all layers."""
+        """Masks and rotations, made once for all layers; `learned` positions come before every document."""
         config, T, device = self.config, x_BTD.shape[1], x_BTD.device
         dtype = _matmul_dtype(x_BTD)
         places = None if cache is None else cache.places
         bias = self._bias(T, length, dtype, device, places)
         blocks_suit = T > 1 and bias is None and prefers_blocks(device, dtype)
-        causal = self.causal and prefix is None and length == T and places is None
+        causal = self.causal and prefix is None and length == T and places is None and not learned
+        before = self._bias(T, learned, dtype, device, _rows(positions)) if learned else None
 
         def view(window: int) -> View:
             mask = attention_mask(
                 T, segments, length, self.causal, dtype, device, window=window, prefix_BS=prefix, places_BT=places
             )
-            if bias is not None and mask is None and self.causal and T > 1:  # a bias cannot go with the faster way
+            explicit = bias is not None or learned  # neither goes with the faster way
+            if explicit and mask is None and self.causal and T > 1:
                 mask = torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu_(1)
             if bias is not None:
                 mask = bias if mask is None else bias + mask
+            if learned:
+                mask = with_learned(mask, before, _rows(positions), learned, length, window, dtype)
             return View(mask, causal, blocks_suit)
 
         full = view(0)
@@ -219,6 +286,17 @@ class Stack(nn.Module):
             return None, None
         turn = rotation(positions, self.config, dtype)
         return turn, rotation(positions, self.config, dtype, local=True) if self.config.local_rope_theta else turn
+
+
+def prompted_segments(segments: Tensor | None, hidden_BTD: Tensor) -> Tensor | None:
+    """`segments` for hidden states that may have those of a prompt in front, which is of segment 1."""
+    more = 0 if segments is None else hidden_BTD.shape[1] - segments.shape[1]
+    return F.pad(segments, (more, 0), value=1) if segments is not None and more else segments
+
+
+def _rows(positions: Tensor) -> Tensor:
+    """(B or 1, T)."""
+    return positions if positions.ndim == 2 else positions[None]
 
 
 def _matmul_dtype(x: Tensor) -> torch.dtype:

@@ -145,6 +145,7 @@ def _trained_model(config: ModelConfig, settings: PlanSettings, rows: int, train
             precision=settings.precision,
             gradient_checkpointing=settings.gradient_checkpointing,
             packed_documents=settings.packed_documents,
+            targets=None if config.head == "lm" else 0,
         )
     )
     blocks = read.layers + read.decoder_layers
@@ -160,7 +161,7 @@ def _trained_model(config: ModelConfig, settings: PlanSettings, rows: int, train
         gradients_bytes=_gradients(config, settings, trained),
         optimizer_bytes=share(OPTIMIZER_BYTES[settings.optimizer] * trained, settings.fsdp_ways),
         activations_bytes=max(0, step.activations_bytes + own - unkept),
-        logits_bytes=0 if config.head == "scalar" else max(0, logits),
+        logits_bytes=max(0, logits) if config.head == "lm" else 0,
     )
 
 

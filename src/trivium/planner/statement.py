@@ -11,14 +11,15 @@ told to go on; a run that fits never is.
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from trivium.errors import UserError
-from trivium.planner.memory import MemoryPlan
 from trivium.progress import SILENT, Progress, short_bytes
+from trivium.runtime import Runtime
 
 if TYPE_CHECKING:
     from trivium.planner.suggestions import Suggestion
@@ -46,8 +47,20 @@ GROUP_FILES = {
 Suggest = Callable[[], Sequence[str]]
 
 
+class Stated(Protocol):
+    """A plan: of one model's step, or of a stage."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """All parts together."""
+
+    def to_dict(self) -> dict[str, int]:
+        """The parts by name."""
+
+
+
 def state_plan(
-    plan: MemoryPlan,
+    plan: Stated,
     what: str,
     *,
     device: str = "cpu",
@@ -95,7 +108,7 @@ def applicable(found: Iterable[Suggestion], words: Mapping[str, str]) -> list[st
     return lines
 
 
-def sentence(plan: MemoryPlan) -> str:
+def sentence(plan: Stated) -> str:
     """The peak and its main parts: `1.02 GB (weights 538 MB, torch itself 336 MB, ...)`."""
     facts = plan.to_dict()
     parts = sorted(((size, PART_NAMES[key]) for key, size in facts.items() if key in PART_NAMES and size), reverse=True)
@@ -116,6 +129,13 @@ def available_bytes(device: str = "cpu") -> int:
     free, held = _free_bytes()
     memberships = _text(Path("/proc/self/cgroup"))
     return min([free + held, *group_limits(memberships, CGROUPS, held), *_limits_of_process(held)])
+
+
+def processes_here(runtime: Runtime) -> int:
+    """How many processes of the run share the memory of this one."""
+    if runtime.device.startswith("cuda"):
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size))
 
 
 def _free_bytes() -> tuple[int, int]:

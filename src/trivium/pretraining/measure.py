@@ -28,8 +28,6 @@ from trivium.data.shards import Shards
 from trivium.generation.scoring import score_documents, sum_scores
 from trivium.metrics.compression import unigram_bits_per_byte, xz_bits_per_byte
 from trivium.models.build import Model
-from trivium.models.config import ModelConfig
-from trivium.models.counts import num_parameters, training_flops_per_token
 from trivium.models.decoder import Decoder
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.pretraining.generated import held_out_pairs, scores, written
@@ -146,22 +144,6 @@ def _up_to(documents: Iterator[str], characters: int) -> list[str]:
         if size >= characters:
             break
     return taken
-
-
-def model_facts(config: ModelConfig) -> dict[str, Any]:
-    """The model in numbers."""
-    return {
-        "kind": config.kind,
-        "parameters": num_parameters(config),
-        "layers": config.layers,
-        "width": config.width,
-        "heads": config.heads,
-        "kv_heads": config.kv_heads,
-        "context": config.max_positions,
-        "vocab_size": config.vocab_size,
-        "training_flops_per_token": training_flops_per_token(config, config.max_positions),
-        **({"decoder_layers": config.decoder_layers} if config.kind == "encoder-decoder" else {}),
-    }
 
 
 def data_facts(data: DataSettings, material: Material) -> dict[str, Any]:

@@ -7,14 +7,13 @@ A run whose plan does not fit is refused before anything is written (`planner/st
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 from trivium.data.objectives_settings import MaskedSettings, SpansSettings
 from trivium.models.counts import num_parameters
 from trivium.planner.history import PlannedRun, record_run
 from trivium.planner.memory import FRAMEWORK_BYTES, MemoryPlan, estimate
-from trivium.planner.statement import applicable, available_bytes, state_plan
+from trivium.planner.statement import applicable, available_bytes, processes_here, state_plan
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import Progress
 from trivium.runtime import Runtime, give_back_freed_memory
@@ -93,13 +92,6 @@ def state_run(recipe: PretrainRecipe, runtime: Runtime, progress: Progress) -> M
         progress=progress,
     )
     return plan
-
-
-def processes_here(runtime: Runtime) -> int:
-    """How many processes of the run share the memory of this one."""
-    if runtime.device.startswith("cuda"):
-        return 1
-    return int(os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size))
 
 
 def record_measured(

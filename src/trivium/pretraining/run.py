@@ -11,32 +11,27 @@ a run leaves the weights, the optimizer's state and the loss log of the undistur
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trivium.checkpoints.directory import load_weights, save_model_directory
 from trivium.checkpoints.store import CheckpointStore
-from trivium.config import build_settings, dump_recipe, load_recipe, plain
 from trivium.data.objectives_settings import PairsSettings
 from trivium.data.sources import EvaluationRows, PackedSource
 from trivium.errors import UserError
 from trivium.families import family_for
-from trivium.files import is_vacant, remove_unfinished, write_atomically
 from trivium.machine import describe_machine, peak_product_flops
 from trivium.models.build import Model, build_model, initialise
 from trivium.models.config import ModelConfig
-from trivium.models.counts import num_parameters, training_flops_per_token
+from trivium.models.counts import model_facts, num_parameters, training_flops_per_token
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.planner.memory import MemoryPlan
 from trivium.pretraining.generated import HeldOutPairs, held_out_pairs, scores, written
 from trivium.pretraining.material import Material, num_cut_pairs, prepare_material, refuse_tokenizer, tokenizer_texts
-from trivium.pretraining.measure import data_facts, held_out_measure, model_facts
+from trivium.pretraining.measure import data_facts, held_out_measure
 from trivium.pretraining.planning import memory_from_now, record_measured, state_run
 from trivium.pretraining.recipe import PretrainRecipe, start_directory
 from trivium.pretraining.samples import draw_samples
@@ -44,20 +39,23 @@ from trivium.progress import SILENT, Progress, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, prepare_process
 from trivium.tokenizer.bpe import Tokenizer
-from trivium.training.distributed import EndedElsewhere, Peers, process_group
+from trivium.training.distributed import Peers, process_group
 from trivium.training.evaluate import evaluate_loss
-from trivium.training.loop import Evaluate, NonFiniteError, TrainResult, train
-from trivium.training.signals import Interrupted
+from trivium.training.loop import Evaluate, TrainResult, train
+from trivium.training.run_directory import (
+    CHECKPOINTS,
+    METRICS,
+    MODEL,
+    SUMMARY,
+    TOKENIZER,
+    finished_summary,
+    in_run_directory,
+    recipe_of,
+    saved_recipe,
+    write_summary,
+)
 from trivium.training.token_objective import TokenObjective
 from trivium.training.trackers import open_trackers
-
-RECIPE = "recipe.yaml"
-METRICS = "metrics.jsonl"
-SUMMARY = "summary.json"
-CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer"
-MODEL = "model"
-LOCK = ".lock"
 
 
 def pretrain(
@@ -69,12 +67,7 @@ def pretrain(
     refused, and so is a run whose planned memory does not fit, unless `ignore_plan` or the recipe says otherwise.
     Under `torchrun` every process calls this.
     """
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(PretrainRecipe, Path(recipe))
-    elif not isinstance(recipe, PretrainRecipe):
-        recipe = build_settings(PretrainRecipe, recipe, "recipe")
-    if ignore_plan:
-        recipe = recipe.model_copy(update={"ignore_plan": True})
+    recipe = recipe_of(PretrainRecipe, recipe, ignore_plan)
     runtime = choose_runtime(recipe.device, recipe.training.precision, recipe.seed, recipe.threads)
     prepare_process(runtime)
     with process_group(runtime):
@@ -83,13 +76,7 @@ def pretrain(
 
 def resume(run_dir: str | Path, progress: Progress = SILENT, *, ignore_plan: bool = False) -> dict[str, Any]:
     """Go on with the run in `run_dir` from its newest good checkpoint, under the recipe saved there."""
-    saved = Path(run_dir) / RECIPE
-    if not saved.is_file():
-        raise UserError(
-            f"{run_dir}: no {RECIPE} there, so this is not a run directory; start one with `trivium pretrain`"
-        )
-    recipe = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(str(run_dir))}"])
-    return pretrain(recipe, progress, ignore_plan=ignore_plan)
+    return pretrain(saved_recipe(PretrainRecipe, run_dir), progress, ignore_plan=ignore_plan)
 
 
 class _Run:
@@ -101,32 +88,19 @@ class _Run:
         self.peers = Peers(runtime)
         self.plan: MemoryPlan
         self.began = time.perf_counter()
-        self.fresh = False
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order."""
-        with contextlib.ExitStack() as held:
-            with self.peers.together():
-                self.plan = state_run(self.recipe, self.runtime, self.progress)
-                if self.runtime.is_main:
-                    self.fresh = claim(self.directory, self.recipe)
-                    held.enter_context(sole_writer(self.directory))
-                    remove_unfinished(self.directory)
-            if self.recipe.data.rows_per_step < self.runtime.world_size:
-                raise UserError(
-                    f"data.rows_per_step is {self.recipe.data.rows_per_step}, less than one row for each of the "
-                    f"{self.runtime.world_size} processes: raise it, or start fewer"
-                )
-            try:
-                return self._execute()
-            except (UserError, Interrupted, EndedElsewhere) as error:
-                try:
-                    if self.runtime.is_main:
-                        self._end_early(error)
-                finally:
-                    if isinstance(error, NonFiniteError | Interrupted):  # raised on all ranks: none leaves before
-                        self.peers.barrier()
-                raise
+        return in_run_directory(
+            self.recipe,
+            self.runtime,
+            state_plan=self._state_plan,
+            work=self._execute,
+            write_report=write_report,
+        )
+
+    def _state_plan(self) -> None:
+        self.plan = state_run(self.recipe, self.runtime, self.progress)
 
     def _execute(self) -> dict[str, Any]:
         config = self.recipe.model
@@ -246,18 +220,6 @@ class _Run:
 
         return measure
 
-    def _end_early(self, error: UserError | Interrupted | EndedElsewhere) -> None:
-        """Write down why the run ended before its time; leave nothing where it had not begun."""
-        failed = not isinstance(error, Interrupted)
-        why = "another process of the run failed" if isinstance(error, EndedElsewhere) else str(error)
-        with contextlib.suppress(OSError):  # a full disk may be why; the reason itself is told by the error
-            if self.fresh and failed and not (self.directory / METRICS).exists():
-                shutil.rmtree(self.directory)
-            elif not finished_summary(self.directory):
-                end = {"run": str(self.directory), "status": "failed" if failed else "stopped", "error": why}
-                write_summary(self.directory / SUMMARY, end)
-                write_report(self.directory)
-
     def _finish(self, model: Model, material: Material, result: TrainResult) -> dict[str, Any]:
         """Measure and keep the trained model: the whole summary on rank 0, the loop's figures on the others."""
         recipe, earlier = self.recipe, finished_summary(self.directory)
@@ -296,50 +258,3 @@ class _Run:
                     record_measured(recipe, self.runtime, *pair, self.progress)
                 self.progress.note(f"report: {summary['report']}")
         return summary
-
-
-def finished_summary(directory: Path) -> dict[str, Any]:
-    """The summary of a run that has finished; empty when it has not."""
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-        if isinstance(summary, dict) and summary.get("status") == "finished":
-            return summary
-    return {}
-
-
-def claim(directory: Path, recipe: PretrainRecipe) -> bool:
-    """Make `directory` this recipe's run (True), or find that it already is (False).
-
-    Raises UserError when it is another's.
-    """
-    saved = directory / RECIPE
-    if saved.is_file():
-        theirs = load_recipe(PretrainRecipe, saved, [f"run={json.dumps(recipe.run)}"])
-        theirs = theirs.model_copy(update={"ignore_plan": recipe.ignore_plan})  # changes nothing of what is learned
-        if theirs != recipe:
-            names = [name for name in PretrainRecipe.model_fields if getattr(theirs, name) != getattr(recipe, name)]
-            raise UserError(
-                f"{directory} holds a run of another recipe (it differs in: {', '.join(names)}): choose another "
-                f"directory with run=..., or go on with that run by `trivium resume {directory}`"
-            )
-        return False
-    if not is_vacant(directory):
-        raise UserError(f"{directory} is not empty and holds no run: choose another directory with run=...")
-    write_atomically(saved, dump_recipe(recipe))
-    return True
-
-
-@contextlib.contextmanager
-def sole_writer(directory: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system releases however this process ends. UserError when another holds it."""
-    with (directory / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{directory}: another process is working on this run; wait for it, or end it") from None
-        yield
-
-
-def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """`summary.json`: the summary as JSON, numbers that are not finite as null."""
-    write_atomically(path, json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

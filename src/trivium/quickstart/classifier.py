@@ -14,7 +14,7 @@ from pathlib import Path
 from trivium.data.functions import split_functions
 from trivium.errors import UserError
 from trivium.files import write_atomically
-from trivium.finetuning.classification import LabelledText, train_classifier
+from trivium.finetuning.classifier import LabelledText, train_classifier
 from trivium.quickstart.state import HELD_OUT, SEED, Quickstart
 from trivium.runtime import choose_runtime
 from trivium.training.settings import TrainingSettings

@@ -15,11 +15,11 @@ from typing import Any
 
 from trivium.checkpoints.bundle import load, quantize
 from trivium.data.prepare import held_out_texts
-from trivium.pretraining.run import SUMMARY, write_summary
 from trivium.progress import short_bytes
 from trivium.quickstart.state import TRIED, Quickstart
 from trivium.report.compression import compression_report, compression_table
 from trivium.report.page import write_report
+from trivium.training.run_directory import SUMMARY, write_summary
 
 FORMAT = "int8"
 COST = "quantization.json"

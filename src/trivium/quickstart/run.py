@@ -3,8 +3,8 @@
 It begins with the plan of the largest stage, pretraining: what cannot fit is refused before anything is written. Then
 come the stages, each of which reads what earlier ones left in `Quickstart` and adds its own rows to the table that is
 printed at the end. Everything lies under one directory: `tokenizer/`, and a run directory for each stage that trains
-(`pretrain/`, then `classify/` for an encoder and `summaries/` for an encoder-decoder); at the end `int8/`, the
-pretrained model in 8 bits.
+(`pretrain/`, then `instruct/` for a decoder, `classify/` for an encoder, `summaries/` for an encoder-decoder); at the
+end `int8/`, the pretrained model in 8 bits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trivium.models.config import Kind
 from trivium.progress import SILENT, Progress, short_time
 from trivium.quickstart.classifier import learn_packages
 from trivium.quickstart.fewer_bits import pack
+from trivium.quickstart.instructions import learn_instructions
 from trivium.quickstart.pretraining import choose_size, choose_steps, learn_language, learn_tokenizer, tell_plan
 from trivium.quickstart.state import Quickstart, Stage
 from trivium.quickstart.summaries import learn_summaries
@@ -34,7 +35,7 @@ FIRST_STAGES = [
 ]
 LAST_STAGES = [Stage("int8", pack)]
 STAGES: dict[Kind, list[Stage]] = {
-    "decoder": [*FIRST_STAGES, *LAST_STAGES],
+    "decoder": [*FIRST_STAGES, Stage("instruct", learn_instructions), *LAST_STAGES],
     "encoder": [*FIRST_STAGES, Stage("classify", learn_packages), *LAST_STAGES],
     "encoder-decoder": [*FIRST_STAGES, Stage("summaries", learn_summaries), *LAST_STAGES],
 }

@@ -26,7 +26,7 @@ MASK_SHARE = 0.3
 # Share of the documents that no stage trains on: larger where a later stage is measured on their functions.
 HELD_OUT: dict[Kind, float] = {"decoder": 0.04, "encoder": 0.1, "encoder-decoder": 0.1}
 # Share of the time left that pretraining gets; the rest is the later stage's.
-PRETRAINING_SHARE: dict[Kind, float] = {"decoder": 1.0, "encoder": 0.75, "encoder-decoder": 0.55}
+PRETRAINING_SHARE: dict[Kind, float] = {"decoder": 0.75, "encoder": 0.75, "encoder-decoder": 0.55}
 # A command that uses the model of each kind.
 TRIED: dict[Kind, str] = {
     "decoder": "trivium generate {} --prompt 'def main():' --max-new-tokens 80",

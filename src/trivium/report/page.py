@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trivium.files import write_atomically
-from trivium.report import fewer_bits, markup, sections
+from trivium.report import fewer_bits, ledger, markup, sections
 from trivium.report.run_data import RunData, read_run
 from trivium.report.style import STYLE
 
@@ -31,6 +31,8 @@ def render(run: RunData) -> str:
         sections.header,
         sections.what_was_trained,
         sections.learning,
+        ledger.gains,
+        ledger.section,
         sections.held_out,
         sections.cost,
         fewer_bits.section,
@@ -38,12 +40,15 @@ def render(run: RunData) -> str:
         sections.use,
         sections.reproduce,
     )
-    body = "\n".join(part(run) for part in parts)
-    title = markup.text(run.directory.resolve().name or "run")
+    return page(run.directory.resolve().name or "run", "\n".join(part(run) for part in parts))
+
+
+def page(title: str, body: str) -> str:
+    """A page of its own around `body`; `title` is plain text."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · Trivium report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{markup.text(title)} · Trivium report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{body}\n</main>\n</body>\n</html>\n"
     )

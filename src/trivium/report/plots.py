@@ -133,6 +133,34 @@ def line_plot(lines: Sequence[Line], *, name: str, log: bool = False, wide: bool
     return _render(draw, name, WIDE if wide else COLUMN)
 
 
+@dataclass(frozen=True)
+class Trail:
+    """Points in the order they were made, each joined to the next."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+    color: str = FIRST
+
+
+def trail_plot(trails: Sequence[Trail], *, name: str, across: str, up: str, wide: bool = False) -> str:
+    """SVG of trails in the plane; the first point of each is hollow, the last a filled one."""
+
+    def draw(axes: Axes) -> None:
+        for trail in trails:
+            xs, ys = zip(*trail.points, strict=True)
+            axes.plot(xs, ys, color=trail.color, label=trail.label, marker="o", markersize=3.5, linewidth=1.2)
+            axes.plot(xs[:1], ys[:1], color=trail.color, marker="o", markersize=7, fillstyle="none", linestyle="")
+            axes.plot(xs[-1:], ys[-1:], color=trail.color, marker="o", markersize=7, linestyle="")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        axes.xaxis.set_major_formatter(lambda value, _: _tick(value))
+        axes.yaxis.set_major_formatter(lambda value, _: _tick(value))
+        if len(trails) > 1:
+            axes.legend(frameon=False, labelcolor=MUTED, handlelength=1.4)
+
+    return _render(draw, name, WIDE if wide else COLUMN)
+
+
 # What one character of the figure at a bar's end takes of a plot's width; longer ones than this are cut.
 CHARACTER_SHARE, MOST_CHARACTERS = 0.019, 24
 

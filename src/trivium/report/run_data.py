@@ -45,6 +45,10 @@ CURVES = (
     "held_out_rouge1",
     "held_out_rouge2",
     "held_out_rougeL",
+    "held_out_f1",
+    "held_out_exact_match",
+    "general_bits_per_byte",
+    "general_loss",
 )
 # Where one of these is null, the value was NaN or infinite, which JSON cannot say.
 NEVER_EMPTY = frozenset({"loss", "grad_norm", "held_out_loss"})
@@ -99,7 +103,7 @@ def read_run(directory: Path) -> RunData:
     if not any((directory / name).is_file() for name in ("recipe.yaml", "metrics.jsonl", "summary.json")):
         raise UserError(
             f"{directory}: not a run directory (it has no recipe.yaml, metrics.jsonl or summary.json); "
-            "give the folder that `trivium pretrain` wrote"
+            "give the folder that a run wrote"
         )
     notes: list[str] = []
     recipe_text = _read_text(directory / "recipe.yaml", notes) or ""

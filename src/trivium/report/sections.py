@@ -156,6 +156,8 @@ def learning(run: RunData) -> str:
 
 def held_out(run: RunData) -> str:
     """Bits per byte beside the baselines that need no model."""
+    if words(run.summary, "stage") == "finetune":
+        return ""  # what it learned and lost is told by the ledger
     ours = bits_per_byte(run)
     if ours is None and (other := scores.held_out(run)):
         return other
@@ -209,6 +211,9 @@ def samples(run: RunData) -> str:
         if isinstance(settings, dict):
             settings = ", ".join(f"{name.lower()} {value}" for name, value in markup.rows_of(settings, {}))
         caption = f'<p class="muted">{markup.text(str(settings)[:300])}</p>' if settings else ""
+        before = words(item, "before", MAX_SAMPLE_CHARACTERS)
+        if "before" in item:
+            caption += f'<p class="muted">Before it was trained:</p>\n<pre>{markup.text(before)}</pre>'
         truth = words(item, "truth", MAX_SAMPLE_CHARACTERS)
         if truth:
             caption += f'<p class="muted">The truth:</p>\n<pre>{markup.text(truth)}</pre>'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trivium.report import scores, units
+from trivium.report import ledger, scores, units
 from trivium.report.run_data import RunData, number, part, words
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
@@ -76,6 +76,8 @@ def _how_it_ended(run: RunData) -> str:
 
 
 def _how_good(run: RunData) -> str:
+    if told := ledger.verdict(run):
+        return told
     ours = bits_per_byte(run)
     if ours is None and (other := scores.verdict(run)):
         return other

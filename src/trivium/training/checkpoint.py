@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trivium.checkpoints.store import Checkpoint
 from trivium.errors import UserError
+from trivium.quantization.linear import PackedMatrix
 from trivium.training.optimizer import AdamW, copy_by_name
 from trivium.training.precision import LossScale
 
@@ -36,6 +37,8 @@ class RunState:
     """Length of `metrics.jsonl` at this moment."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """The last evaluation."""
+    ended: str = ""
+    """Why the run ended before its last step; empty: it has not."""
     evaluation_due: bool = False
     """An evaluation of this step was broken off by a signal and is to be made at the resume."""
 
@@ -68,7 +71,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: AdamW, scale: L
 
 
 def _model_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """Trainable parameters and the buffers that belong to the model, by name; tied ones once."""
-    buffers = {name for name, _ in model.named_buffers()}
+    """Trainable parameters and the buffers that belong to the model, by name; tied ones once. The codes of packed
+    matrices are frozen weights."""
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedMatrix)}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] not in packed}
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in buffers}
     return {**{name: p.detach() for name, p in optimizer.parameters.items()}, **kept}

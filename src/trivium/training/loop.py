@@ -50,6 +50,14 @@ Evaluate = Callable[[Callable[[], bool]], Mapping[str, float]]
 NAMES_LISTED = 5
 
 
+class EndTraining(Exception):
+    """Raised by an evaluation: what it measured says that the run should go no further. It then ends as if done."""
+
+    def __init__(self, values: Mapping[str, float], reason: str) -> None:
+        super().__init__(reason)
+        self.values, self.reason = values, reason
+
+
 class NonFiniteError(UserError):
     """The run was ended by a loss or gradient that is not a sane number; nothing was updated by it."""
 
@@ -71,6 +79,8 @@ class TrainResult:
     peak_bytes: int
     resumed_from: int | None
     """The step of the checkpoint the run went on from."""
+    ended: str = ""
+    """Why the run ended before its last step, where an evaluation ended it."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -93,12 +103,15 @@ def train(
     flops_per_token: float | None = None,
     peak_flops: float | None = None,
     planned_peak_bytes: int | None = None,
+    learning_rate_factors: Mapping[str, float] | None = None,
+    evaluate_first: bool = False,
 ) -> TrainResult:
     """Train `model` in place. `settings.precision` is what counts, whatever `runtime` says.
 
     `log`: the path of `metrics.jsonl`; `listeners` get the same records (rank 0 only). `flops_per_token`: FLOPs of
     training on one token; `peak_flops`: FLOP/s of all ranks at best; together they give the MFU. `planned_peak_bytes`:
-    the size this process is to keep to, on a CPU (`training/memory.py`).
+    the size this process is to keep to, on a CPU (`training/memory.py`). `learning_rate_factors`: see `AdamW`.
+    `evaluate_first`: also evaluate before the first step.
     Raises Interrupted after a signal (everything saved), NonFiniteError and other UserErrors (last checkpoint stands).
     """
     runtime = replace(runtime, precision=settings.precision)
@@ -111,7 +124,9 @@ def train(
         peak_flops,
     )
     with catch_signals() as caught:
-        trainer = Trainer(model, objective, source, settings, runtime, store, evaluate, reporter, caught)
+        trainer = Trainer(
+            model, objective, source, settings, runtime, store, evaluate, reporter, caught, learning_rate_factors
+        )
         watches = watch_memory(model, settings, runtime, planned_peak_bytes)
         restart_peak(runtime.torch_device())
         resumed_from = trainer.resume()
@@ -120,7 +135,7 @@ def train(
         progress = progress if is_main else SILENT
         progress.start("training", settings.steps - state.step, "steps")
         try:
-            trainer.run(progress)
+            trainer.run(progress, evaluate_first=evaluate_first)
         finally:
             progress.finish()
             reporter.close()
@@ -135,6 +150,7 @@ def train(
         skipped_steps=state.skipped_steps,
         peak_bytes=peak_bytes(runtime.torch_device()),
         resumed_from=resumed_from,
+        ended=state.ended,
     )
 
 
@@ -162,6 +178,7 @@ class Trainer:
         evaluate: Evaluate | None,
         reporter: Reporter,
         caught: Caught,
+        learning_rate_factors: Mapping[str, float] | None = None,
     ) -> None:
         device = runtime.torch_device()
         self.model = model.to(device).train()
@@ -172,7 +189,7 @@ class Trainer:
         if settings.compile:
             compile_blocks(model, device)
         parameters = trainable_parameters(model)
-        self.optimizer = AdamW(parameters, settings)
+        self.optimizer = AdamW(parameters, settings, learning_rate_factors)
         self.scale = LossScale.for_precision(settings.precision)
         self.gradients = GradientMaker(
             model, objective, list(parameters.values()), runtime, self.peers, source.rows_per_step
@@ -193,15 +210,16 @@ class Trainer:
             self.peers.check_equal("the model's weights", digest_of_tensors(self.optimizer.parameters))
         return self.saved_step
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, *, evaluate_first: bool = False) -> None:
         """Take the steps that are left, and do between them what is due."""
-        if self.state.evaluation_due:
+        fresh = self.state.step == 0 and not self.state.evaluation
+        if self.state.evaluation_due or (evaluate_first and fresh and self.evaluate is not None):
             self.measure()
             self._end_if_told()
-        if self.state.step < self.settings.steps:
+        if self.state.step < self.settings.steps and not self.state.ended:
             with self.peers.together():
                 self.rehearse()
-        while self.state.step < self.settings.steps:
+        while self.state.step < self.settings.steps and not self.state.ended:
             self.take_step()
             progress.advance()
             if self.evaluate is not None and self._due(self.settings.evaluate_every_steps):
@@ -266,10 +284,14 @@ class Trainer:
         except EvaluationInterrupted:
             self.state.evaluation_due = True
             return
+        except EndTraining as end:
+            values, self.state.ended = end.values, end.reason
         self.state.evaluation_due = False
         self.state.evaluation = dict(values)
         self.saved_step = None
         self.reporter.evaluation(self.state.step, values)
+        if self.state.ended:
+            self.reporter.event(self.state.step, self.state.ended)
 
     def save(self) -> None:
         """Save a checkpoint of this moment, unless it is saved already; ranks go on together."""

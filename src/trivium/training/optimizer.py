@@ -41,13 +41,22 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 class AdamW:
     """The optimizer. Its moments exist from the start, so that a run that does not fit fails at once."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: TrainingSettings,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """`factors`: by how much the learning rate of some parameters is multiplied, by name."""
         self.parameters = dict(parameters)
-        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
-        others = [p for p in self.parameters.values() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for decays in (True, False):
+            for name, parameter in self.parameters.items():
+                if (parameter.ndim >= 2) == decays:
+                    kind = (settings.weight_decay if decays else 0.0, (factors or {}).get(name, 1.0))
+                    groups.setdefault(kind, []).append(parameter)
         self._optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{"params": each, "weight_decay": decay, "factor": factor} for (decay, factor), each in groups.items()],
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
@@ -71,7 +80,7 @@ class AdamW:
     def step(self, learning_rate: float) -> None:
         """Update every parameter by its gradient."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self._optimizer.step()
 
     def drop_gradients(self) -> None:
