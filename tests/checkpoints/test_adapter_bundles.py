@@ -27,7 +27,7 @@ from trivium.peft.settings import (
     IA3Settings,
     LoraSettings,
     NoPeftSettings,
-    PrefixSettings,
+    PrefixTuningSettings,
     PromptSettings,
 )
 from trivium.tokenizer.bpe import Tokenizer
@@ -216,7 +216,7 @@ def test_a_wrong_merge_would_be_seen(base: Path, tmp_path: Path, monkeypatch: An
     assert found["max_logit_difference"] > 0.05 and found["kl"] > 1e-4
 
 
-@pytest.mark.parametrize("settings", [METHODS[3], METHODS[4], PrefixSettings(virtual_tokens=3)], ids=lambda s: s.method)
+@pytest.mark.parametrize("settings", [METHODS[3], METHODS[4], PrefixTuningSettings(virtual_tokens=3)], ids=lambda s: s.method)
 def test_what_cannot_be_merged_is_refused_before_the_base_is_read(settings: Any, base: Path, tmp_path: Path) -> None:
     with_adapter(base, settings).save_adapter(tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
@@ -244,3 +244,19 @@ def test_the_verb(base: Path, tmp_path: Path, capsys: Any) -> None:
     prompt = ["--prompt", "It was", "--max-new-tokens", "5", "--json", "-q"]
     assert main(["generate", str(tmp_path / "run"), *prompt]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == bundle.generate("It was", max_new_tokens=5).text
+
+
+def test_of_real_weights(tmp_path: Path) -> None:
+    """MiniLM by its built-in name: an adapter beside it, opened by one name, and merged."""
+    bundle = load("minilm-l6")
+    add_adapter(bundle.model, LoraSettings(rank=4, targets=("query", "value")))
+    plain = bundle.embed("a cat")
+    move(bundle, "default", 0)
+    bundle.save_adapter(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == "minilm-l6"
+    again = load(tmp_path / "a")
+    expected = bundle.embed("a cat")
+    assert apart(again.embed("a cat"), expected) <= 2e-6 and apart(plain, expected) > 1e-2
+    found = merge_adapter_directory(tmp_path / "a", tmp_path / "m")
+    assert found["max_difference"] < 1e-4
+    assert apart(load(tmp_path / "m").embed("a cat"), expected) <= 1e-4

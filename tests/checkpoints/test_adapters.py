@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.families.parity import inputs, random_ids, reference_result, relative, shaken
+import peft
+from families.parity import inputs, relative, shaken
 from trivium.checkpoints.adapter_reading import read_adapter_files
 from trivium.checkpoints.adapters import put_on, save_adapter_directory
 from trivium.checkpoints.directory import load_weights
@@ -28,7 +28,7 @@ from trivium.peft.settings import (
     IA3Settings,
     LoraSettings,
     ParallelSettings,
-    PrefixSettings,
+    PrefixTuningSettings,
     PromptSettings,
     PTuningSettings,
     RsLoraSettings,
@@ -131,7 +131,7 @@ OURS: dict[str, Any] = {
     "ia3_some": IA3Settings(scaled_outputs=("value",), scaled_inputs=("*.blocks.0.mlp.down",)),
     "prompt": PromptSettings(virtual_tokens=P),
     "p_tuning": PTuningSettings(virtual_tokens=P),
-    "prefix": PrefixSettings(virtual_tokens=P),
+    "prefix": PrefixTuningSettings(virtual_tokens=P),
 }
 LAYERED = [(base, method) for base in MAKE if base != "t5_three" for method in OURS if method[0] in "lrdi"]
 SOFT = [
@@ -144,7 +144,7 @@ SOFT = [
 
 def settings_for(base: str, method: str) -> Any:
     two = base.startswith("t5") and method == "prefix"
-    return PrefixSettings(virtual_tokens=P, stacks="decoder") if two else OURS[method]
+    return PrefixTuningSettings(virtual_tokens=P, stacks="decoder") if two else OURS[method]
 
 
 @pytest.mark.parametrize(("base", "method"), [*LAYERED, *SOFT])
@@ -291,8 +291,8 @@ def test_one_shared_product_of_a_fused_layer_stays_one(bases: Any, tmp_path: Pat
     [
         ("llama", HoulsbySettings(bottleneck=4)),
         ("t5", ParallelSettings(bottleneck=4)),
-        ("bert", PrefixSettings(virtual_tokens=P)),
-        ("t5", PrefixSettings(virtual_tokens=P)),
+        ("bert", PrefixTuningSettings(virtual_tokens=P)),
+        ("t5", PrefixTuningSettings(virtual_tokens=P)),
     ],
 )
 def test_methods_that_peft_does_not_have_are_kept_and_refused_there(

@@ -23,7 +23,7 @@ SHAPES: dict[Kind, dict[str, Any]] = {
     },
     "encoder-decoder": {
         "layers": 2, "decoder_layers": 2, "positions": "relative", "norm": "rmsnorm", "mlp": "plain",
-        "activation": "relu", "attention_scale": 1.0,
+        "activation": "relu", "attention_scale": 1.0, "tied_embeddings": False,
     },
 }  # fmt: skip
 

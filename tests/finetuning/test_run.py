@@ -25,7 +25,7 @@ from trivium.finetuning.run import finetune, resume
 from trivium.models.config import Kind
 from trivium.training.log import read_log, repeatable
 
-CLOCK = {"seconds"}
+CLOCK = {"seconds", "log_bytes"}
 RESULTS = ("adapter/adapter_model.safetensors", "model/model.safetensors")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -17,10 +18,13 @@ from transformers import (
 
 from generation.conftest import translated
 from trivium.errors import UserError
+from trivium.finetuning.head_rows import HeadExample, HeadRows, head_result
 from trivium.generation import encoding
 from trivium.generation.classify import classify
 from trivium.models.build import build_model
 from trivium.models.config import ModelConfig
+from trivium.peft.apply import add_adapter
+from trivium.peft.settings import PromptSettings
 from trivium.tokenizer.bpe import Tokenizer
 
 NAMES = {0: "good", 1: "bad", 2: "so-so"}
@@ -119,3 +123,21 @@ def test_refusals(tokenizers: dict[str, Tokenizer]) -> None:
         ours.head.output.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
         classify(ours, tokenizers["bert"], ["a"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_prompt_is_seen_as_in_training(case: str, tokenizers: dict[str, Tokenizer]) -> None:
+    """With learned positions before the text, classes are told from what the loss was computed of."""
+    _, ours = reference(case)
+    add_adapter(ours, PromptSettings(start="random"), seed=1)
+    tokenizer = tokenizers[case]
+    texts = ["def first(x): return x", "y"]
+    rows = [HeadExample(np.array(tokenizer.wrap(tokenizer.encode(text))[0], np.int32), None, 0) for text in texts]
+    batch = HeadRows(rows, 64, ours.config, tokenizer.pad_id or 0).collate(rows)
+    with torch.no_grad():
+        expected = head_result(ours.eval(), batch).softmax(-1)
+    found = torch.tensor([list(each.probabilities.values()) for each in classify(ours, tokenizer, texts)])
+    assert torch.allclose(found, expected, atol=1e-6)
+    if case == "bert":  # the broken control: the head of an encoder on the text's own positions alone
+        wrong = ours.result(ours.hidden(batch.ids, segments=batch.segments), batch.segments).softmax(-1)
+        assert not torch.allclose(wrong, expected, atol=1e-4)

@@ -16,14 +16,14 @@ from trivium.kernels.native import available
 from trivium.kernels.structures import Matrix
 from trivium.models.decoder import Decoder
 from trivium.peft.apply import add_adapter, remove_adapter, use_adapter
-from trivium.peft.settings import NormsSettings, PeftSettings, PrefixSettings, PromptSettings
+from trivium.peft.settings import NormsSettings, PeftSettings, PrefixTuningSettings, PromptSettings
 from trivium.peft.wrapped import Wrapped
 
 needs_kernels = pytest.mark.skipif(not available(), reason="the kernels were not built here")
 EVERY: dict[str, PeftSettings] = {
     **ADDING,
     "prompt": PromptSettings(virtual_tokens=3),
-    "prefix": PrefixSettings(virtual_tokens=3),
+    "prefix": PrefixTuningSettings(virtual_tokens=3),
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.families.parity import opened, random_ids, relative, shaken
 from torch import Tensor
 
+from families.parity import opened, random_ids, relative, shaken
 from trivium.errors import UserError
 from trivium.models.build import Model
 from trivium.models.cache import Cache
@@ -25,7 +25,7 @@ from trivium.peft.apply import (
     use_adapter,
     without_adapter,
 )
-from trivium.peft.settings import LoraSettings, PrefixSettings, PromptSettings, PTuningSettings
+from trivium.peft.settings import LoraSettings, PrefixTuningSettings, PromptSettings, PTuningSettings
 from trivium.planner.peft_counts import num_trainable_parameters
 from trivium.planner.settings import PlanSettings
 
@@ -135,7 +135,7 @@ def test_a_prompt_is_the_vectors_before_the_text_and_so_are_its_gradients(make: 
 def test_a_prefix_is_a_past_of_these_keys_and_values(make: Any, open_pair: Any) -> None:
     reference, model = open_pair(make)
     ids = random_ids(model.config, 3, 17)
-    add_adapter(model, PrefixSettings(virtual_tokens=P))
+    add_adapter(model, PrefixTuningSettings(virtual_tokens=P))
     tensors = move(model)
     past = past_of(reference, tensors, len(ids))
     seen = torch.ones(len(ids), P + ids.shape[1], dtype=torch.long)
@@ -145,7 +145,7 @@ def test_a_prefix_is_a_past_of_these_keys_and_values(make: Any, open_pair: Any) 
         assert relative(model(ids), expected) > 1e-3
 
 
-@pytest.mark.parametrize("settings", [PromptSettings(virtual_tokens=P), PrefixSettings(virtual_tokens=P)])
+@pytest.mark.parametrize("settings", [PromptSettings(virtual_tokens=P), PrefixTuningSettings(virtual_tokens=P)])
 @pytest.mark.parametrize("make", [gpt2, llama, bloom, mistral, gemma2])
 @torch.no_grad()
 def test_packed_is_alone_and_cached_is_uncached(make: Any, settings: Any, open_pair: Any) -> None:
@@ -172,7 +172,7 @@ def test_packed_is_alone_and_cached_is_uncached(make: Any, settings: Any, open_p
 def test_bf16_is_near_fp32(open_pair: Any) -> None:
     _, model = open_pair(llama)
     ids = random_ids(model.config, 2, 12)
-    for number, settings in enumerate((PromptSettings(virtual_tokens=P), PrefixSettings(virtual_tokens=P))):
+    for number, settings in enumerate((PromptSettings(virtual_tokens=P), PrefixTuningSettings(virtual_tokens=P))):
         add_adapter(model, settings, name=f"a{number}")
         exact = model(ids)
         with torch.autocast("cpu", torch.bfloat16):
@@ -227,7 +227,7 @@ def test_a_prefix_of_an_encoder_decoder_is_in_each_attention_of_its_stacks(open_
     source, ids = random_ids(model.config, 3, 13, seed=1), random_ids(model.config, 3, 8)
     base = model(source, ids)
     for stacks, count in (("encoder", 2), ("decoder", 2), ("all", 6)):
-        add_adapter(model, PrefixSettings(virtual_tokens=P, stacks=stacks), name=stacks)
+        add_adapter(model, PrefixTuningSettings(virtual_tokens=P, stacks=stacks), name=stacks)
         assert len(adapter_state(model, stacks)) == count
         tensors = move(model, stacks)
         whole = model(source, ids)
@@ -251,7 +251,7 @@ def test_switching_and_removing(open_pair: Any) -> None:
     methods = {
         "prompt": PromptSettings(virtual_tokens=P),
         "other": PromptSettings(virtual_tokens=P + 2),
-        "prefix": PrefixSettings(virtual_tokens=P),
+        "prefix": PrefixTuningSettings(virtual_tokens=P),
         "made": PTuningSettings(virtual_tokens=P),
         "lora": LoraSettings(),
     }
@@ -277,7 +277,7 @@ def test_as_many_numbers_as_planned(make: Any, open_pair: Any) -> None:
     _, model = open_pair(make)
     for method, settings in {
         "prompt": PromptSettings(virtual_tokens=P),
-        "prefix": PrefixSettings(virtual_tokens=P),
+        "prefix": PrefixTuningSettings(virtual_tokens=P),
         "p_tuning": PTuningSettings(virtual_tokens=P),
     }.items():
         adapter = add_adapter(model, settings, name=method)
@@ -290,7 +290,7 @@ def test_as_many_numbers_as_planned(make: Any, open_pair: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [PTuningSettings(virtual_tokens=P), PrefixSettings(virtual_tokens=P, projection_width=7)]
+    "settings", [PTuningSettings(virtual_tokens=P), PrefixTuningSettings(virtual_tokens=P, projection_width=7)]
 )
 def test_a_network_is_trained_and_only_what_it_makes_is_saved(settings: Any, open_pair: Any) -> None:
     _, model = open_pair(llama)
@@ -354,12 +354,12 @@ def test_what_cannot_be_is_refused_and_nothing_is_changed(open_pair: Any) -> Non
         (PromptSettings(virtual_tokens=48), "virtual_tokens=48"),
         (PromptSettings(start="text"), "peft.text"),
         (PromptSettings(start="text", text="a"), "tokenizer"),
-        (PrefixSettings(stacks="decoder"), "one stack"),
+        (PrefixTuningSettings(stacks="decoder"), "one stack"),
     ):
         with pytest.raises(UserError, match=said):
             add_adapter(model, settings)
         assert model.stack.prefix is None and active_adapter(model) is None
-    add_adapter(model, PrefixSettings(virtual_tokens=P))
+    add_adapter(model, PrefixTuningSettings(virtual_tokens=P))
     state = adapter_state(model, "default")
     key = "stack.prefix_keys"
     for wrong, said in (

@@ -19,18 +19,25 @@ Invariants the tests check: `peft` computes equal results from what is written, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trivium.checkpoints.adapter_places import (
+    Place,
+    expect,
+    linear_places,
+    module_of,
+    number,
+    published_weights,
+    shortest_names,
+)
 from trivium.checkpoints.layouts import join, split
 from trivium.errors import UserError
-from trivium.families.family import Family, Layout, Weight
-from trivium.families.naming import LAYOUT_OF_BIAS
+from trivium.families.family import Family
 from trivium.families.reading import shown
-from trivium.models.build import build_model
 from trivium.models.config import ModelConfig
 from trivium.peft.lora import rank_and_alpha, scale_of
 from trivium.peft.settings import LowRankSettings, RsLoraSettings
@@ -39,54 +46,6 @@ WRAPPED, PROMPTED = "base_model.model.", "base_model."
 """What stands before a module's name: where layers are wrapped, and where vectors stand before the text."""
 PROMPT_TENSOR = "prompt_embeddings"
 Tensors = dict[str, Tensor]
-
-
-class Place(NamedTuple):
-    """One linear layer of the published model, and those of ours it holds."""
-
-    published: str
-    ours: tuple[str, ...]
-    rows: Layout
-    """How the outputs of ours lie in it; inputs always lie as ours do."""
-    inputs: int
-    outputs: tuple[int, ...]
-    """Of each of ours."""
-    transposed: bool
-    """Whether its matrix is stored as (in, out)."""
-
-    def joined(self, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
-        """What belongs to the outputs of each of ours, (out, ...), as one."""
-        return join(self._weight(), parts, config)
-
-    def parted(self, whole: Tensor, config: ModelConfig) -> list[Tensor]:
-        """The inverse."""
-        return split(self._weight(), whole, config)
-
-    def _weight(self) -> Weight:
-        return Weight(self.published, tuple(f"{name}.weight" for name in self.ours), self.rows)
-
-
-def published_weights(family: Family, config: ModelConfig) -> list[Weight]:
-    """All tensors by the names that they have in the class of `transformers` for this head."""
-    bare = family.base_prefix if config.head == "none" else ""
-    return [weight._replace(published=weight.published.removeprefix(bare)) for weight in family.weights(config)]
-
-
-def linear_places(family: Family, config: ModelConfig) -> dict[str, Place]:
-    """The linear layers of the published model by their names in it."""
-    with torch.device("meta"):
-        modules = dict(build_model(config).named_modules())
-    found: dict[str, Place] = {}
-    for weight in published_weights(family, config):
-        ours = tuple(name.removesuffix(".weight") for name in weight.ours)
-        layers = [modules.get(name) for name in ours]
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        if weight.published.endswith(".weight") and len(linear) == len(ours):
-            name = weight.published.removesuffix(".weight")
-            rows = LAYOUT_OF_BIAS.get(weight.layout, weight.layout)
-            outputs = tuple(layer.out_features for layer in linear)
-            found[name] = Place(name, ours, rows, linear[0].in_features, outputs, rows != weight.layout)
-    return found
 
 
 # ------------------------------------------------------------------------------------------------- low-rank products
@@ -165,12 +124,13 @@ def low_rank_from_peft(
     values: Mapping[str, Any], tensors: Mapping[str, Tensor], family: Family, config: ModelConfig, where: str
 ) -> tuple[dict[str, Any], Tensors]:
     """(fields of our settings, our tensors); UserError for what does not fit the model or is not known here."""
-    places, state = linear_places(family, config), {}
+    places = linear_places(family, config)
+    state: Tensors = {}
     rank, alpha = number(values, "r", where), number(values, "lora_alpha", where)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     wanted = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if values.get("use_dora") else set())
-    for name, parts in _by_module(tensors, wanted, where).items():
+    for name, parts in _bymodule_of(tensors, wanted, where).items():
         place = _known(places, name, where)
         a, b = parts["lora_A.weight"], parts["lora_B.weight"]
         stated = int(_by_pattern(values, "rank_pattern", name, rank, where))
@@ -249,9 +209,10 @@ def factors_from_peft(
     tensors: Mapping[str, Tensor], family: Family, config: ModelConfig, where: str
 ) -> tuple[dict[str, Any], Tensors]:
     """(fields of our settings, our tensors)."""
-    places, state = linear_places(family, config), {}
+    places = linear_places(family, config)
+    state: Tensors = {}
     sides: dict[str, list[str]] = {"scaled_outputs": [], "scaled_inputs": []}
-    for name, parts in _by_module(tensors, {"ia3_l"}, where).items():
+    for name, parts in _bymodule_of(tensors, {"ia3_l"}, where).items():
         place, factors = _known(places, name, where), parts["ia3_l"]
         if factors.ndim == 2 and factors.shape[0] == 1:
             expect(factors, (1, place.inputs), f"{name}.ia3_l", where)
@@ -314,13 +275,13 @@ def own_to_peft(
     A module is saved as a whole.
     """
     weights = published_weights(family, config)
-    modules = list(dict.fromkeys(_module(w.published) for w in weights if any(name in trained for name in w.ours)))
+    modules = list(dict.fromkeys(module_of(w.published) for w in weights if any(name in trained for name in w.ours)))
     tensors = {
         f"{before}{weight.published}": join(
             weight, [(trained[name] if name in trained else own(name)).detach().cpu() for name in weight.ours], config
         )
         for weight in weights
-        if _module(weight.published) in modules
+        if module_of(weight.published) in modules
     }
     return modules, tensors
 
@@ -341,33 +302,6 @@ def own_from_peft(tensors: Mapping[str, Tensor], family: Family, config: ModelCo
     return state
 
 
-def shortest_names(names: Iterable[str], family: Family, config: ModelConfig) -> list[str]:
-    """The last parts of modules' names where these mean no other module, else the names as they are."""
-    wanted = list(names)
-    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in wanted))
-    known = {_module(weight.published) for weight in published_weights(family, config)}
-    meant = {name for name in known if name.rpartition(".")[2] in ends}
-    return ends if meant == set(wanted) and not any(end.isdigit() for end in ends) else wanted
-
-
-def expect(tensor: Tensor, shape: tuple[int, ...], name: str, where: str) -> None:
-    """UserError for a tensor of another shape."""
-    if tuple(tensor.shape) != shape:
-        raise UserError(f"{where}: {shown(name)} is {tuple(tensor.shape)} and must be {shape}")
-
-
-def number(values: Mapping[str, Any], key: str, where: str) -> float:
-    """A number above 0 that a config must state."""
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{where}: {key} is {shown(value)}: it must be a number above 0")
-    return value
-
-
-def _module(published: str) -> str:
-    return published.rpartition(".")[0]
-
-
 def _plain(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
@@ -379,7 +313,7 @@ def _known(places: Mapping[str, Place], name: str, where: str) -> Place:
     return places[name]
 
 
-def _by_module(tensors: Mapping[str, Tensor], wanted: set[str], where: str) -> dict[str, Tensors]:
+def _bymodule_of(tensors: Mapping[str, Tensor], wanted: set[str], where: str) -> dict[str, Tensors]:
     """Tensors by the module they are for and what they are of it; UserError where any is missing or unknown."""
     found: dict[str, Tensors] = {}
     for key, tensor in tensors.items():

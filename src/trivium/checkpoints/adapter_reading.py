@@ -14,6 +14,7 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from trivium.checkpoints import adapter_names as names
+from trivium.checkpoints.adapter_places import expect, number, published_weights
 from trivium.checkpoints.config_files import CONFIG, read_config
 from trivium.checkpoints.json_files import read_object
 from trivium.checkpoints.resolve import ADAPTER, BUILT_IN, resolve_model
@@ -60,7 +61,7 @@ KEYS["PREFIX_TUNING"] = KEYS["PROMPT_TUNING"] | {"encoder_hidden_size", "prefix_
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
-class _Method(Settings):
+class StoredMethod(Settings):
     """A method with its settings, which are those of the class it names."""
 
     peft: PeftSettings
@@ -179,7 +180,7 @@ def read_adapter(files: AdapterFiles, family: Family, config: ModelConfig) -> tu
         if not key.startswith(before) and key != names.PROMPT_TENSOR:
             raise UserError(f"{where}: {shown(key)} does not begin with {before}")
         bare[key.removeprefix(before).replace(".modules_to_save.", ".")] = tensor
-    published = {weight.published for weight in names.published_weights(family, config)}
+    published = {weight.published for weight in published_weights(family, config)}
     trained = {key: bare.pop(key) for key in list(bare) if key in published}
     if files.kind == "LORA":
         fields, state = names.low_rank_from_peft(files.values, bare, family, config, where)
@@ -199,11 +200,11 @@ def _virtual_from_peft(
         found = sorted(set(tensors) - {names.PROMPT_TENSOR})
         raise UserError(f"{where}: must hold {names.PROMPT_TENSOR}{f', not {shown(found[0])}' if found else ''}")
     whole = tensors[names.PROMPT_TENSOR]
-    count = int(names.number(files.values, "num_virtual_tokens", str(files.path / ADAPTER)))
+    count = int(number(files.values, "num_virtual_tokens", str(files.path / ADAPTER)))
     if files.kind == "PREFIX_TUNING":
         if config.kind == "encoder":
             raise UserError(f"{where}: a prefix for encoders is not known from peft")
-        names.expect(whole, (count, whole.shape[1]), names.PROMPT_TENSOR, where)
+        expect(whole, (count, whole.shape[1]), names.PROMPT_TENSOR, where)
         stacks = "decoder" if config.kind == "encoder-decoder" else "all"
         fields = {"method": "prefix", "virtual_tokens": count, "stacks": stacks}
         return fields, names.prefix_from_peft(whole, config, where)
@@ -214,7 +215,7 @@ def _virtual_from_peft(
                 f"{where}: a prompt before source and target both is not known here: train it with "
                 "num_transformer_submodules=1"
             )
-    names.expect(whole, (count, config.width), names.PROMPT_TENSOR, where)
+    expect(whole, (count, config.width), names.PROMPT_TENSOR, where)
     if files.kind == "P_TUNING":
         return {"method": "p_tuning", "virtual_tokens": count}, {"prompt": whole}
     return {"method": "prompt", "virtual_tokens": count, "start": "random"}, {"prompt": whole}
@@ -222,7 +223,7 @@ def _virtual_from_peft(
 
 def _settings(fields: Mapping[str, Any], where: str) -> PeftSettings:
     """Settings of the method that the fields name."""
-    return build_settings(_Method, {"peft": dict(fields)}, where).peft
+    return build_settings(StoredMethod, {"peft": dict(fields)}, where).peft
 
 
 def _refuse_values(values: Mapping[str, Any], kind: str, file: Path) -> None:

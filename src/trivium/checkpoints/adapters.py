@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trivium.checkpoints import adapter_names as names
+from trivium.checkpoints.adapter_places import linear_places
 from trivium.checkpoints.adapter_reading import OURS, OWN_TYPE, TASKS, WEIGHTS, AdapterFiles, read_adapter
 from trivium.checkpoints.json_files import write_object
 from trivium.checkpoints.resolve import ADAPTER, BUILT_IN, resolve_model
@@ -50,7 +50,7 @@ from trivium.peft.settings import (
     IA3Settings,
     LowRankSettings,
     PeftSettings,
-    PrefixSettings,
+    PrefixTuningSettings,
     PromptSettings,
     PTuningSettings,
     VirtualSettings,
@@ -138,7 +138,7 @@ def _method_for_peft(
     """What `peft` has for the method; None where it has nothing."""
     config, modules = model.config, bare_modules(model)
     if isinstance(settings, LowRankSettings):
-        placed = {ours for place in names.linear_places(family, config).values() for ours in place.ours}
+        placed = {ours for place in linear_places(family, config).values() for ours in place.ours}
         if {key.rpartition(".")[0] for key in state} <= placed:
             return names.low_rank_to_peft(settings, state, family, config, lambda name: _lengths(modules[name]))
     if isinstance(settings, IA3Settings):
@@ -151,7 +151,7 @@ def _method_for_peft(
         return _virtual_values(config, kind, len(prompt), config.width, config.layers) | more, {
             names.PROMPT_TENSOR: prompt
         }
-    if isinstance(settings, PrefixSettings) and config.kind != "encoder":
+    if isinstance(settings, PrefixTuningSettings) and config.kind != "encoder":
         stack = "stack" if config.kind == "decoder" else "decoder"
         if set(state) == {f"{stack}.prefix_keys", f"{stack}.prefix_values"}:
             whole, layers = names.prefix_to_peft(state, stack)
@@ -172,9 +172,10 @@ def _virtual_values(config: ModelConfig, kind: str, count: int, width: int, laye
     }
 
 
-def _lengths(layer: Any) -> Tensor:
+def _lengths(layer: nn.Module) -> Tensor:
     """|W| of each row, (out,)."""
-    return torch.linalg.vector_norm(layer.weight.detach().float(), dim=1).cpu()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().float().square().sum(1).sqrt().cpu()
 
 
 def _base_name(base: str | Path) -> str:

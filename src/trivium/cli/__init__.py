@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("Learn", "Train a model on raw text, as a recipe says"),
     "finetune": Verb("Learn", "Teach a model a task from rows: all of it, or a small part"),
     "check": Verb("Learn", "Try a fine-tuning recipe in small before it is run"),
+    "inspect": Verb("Learn", "Rows of a fine-tuning recipe as the model sees them, what is learned marked"),
     "resume": Verb("Learn", "Go on with a run that was interrupted, bit for bit"),
     "generate": Verb("Use", "Continue a prompt"),
     "chat": Verb("Use", "Talk with a model"),

@@ -17,8 +17,8 @@ from trivium.finetuning.prepared import PreparedTask
 from trivium.finetuning.recipe import FinetuneRecipe
 from trivium.finetuning.rendering import Renderer, chatml_for
 from trivium.finetuning.source_rows import SourceExamples, Split
-from trivium.finetuning.task_settings import GeneratedScore
 from trivium.finetuning.written import Score, Written, questions_of, stated_questions
+from trivium.generation.chat import SHARE_FOR_ANSWER
 from trivium.models.config import ModelConfig
 from trivium.progress import Progress
 from trivium.training.token_objective import TokenObjective
@@ -29,7 +29,7 @@ class TextTask:
     """What is particular to one task."""
 
     renderer: Renderer
-    scores: Sequence[GeneratedScore | Score]
+    scores: Sequence[Score]
     chat_template: str | None = None
     """The recipe's own."""
     label_smoothing: float = 0.0
@@ -59,15 +59,17 @@ def prepared_text_task(
     facts: Mapping[str, Any] | None = None,
 ) -> PreparedTask:
     """The task of these rows; `notes` and `facts` are said beside its own. UserError where no row is left to learn."""
-    data, renderer, left = recipe.data, task.renderer, Left()
+    data, renderer = recipe.data, task.renderer
+    lefts: list[Left] = []
     length = min(data.sequence_length, config.max_positions)
 
     def rows_of(source: SourceExamples[Sourced], seed: int) -> InstructRows | None:
+        lefts.append(Left())
         pieces = rendered_pieces(
             source.examples,
             renderer,
             length,
-            left,
+            lefts[-1],
             start_id=config.decoder_start_id,
             name=source.name,
             progress=progress,
@@ -81,13 +83,13 @@ def prepared_text_task(
     for number, source in enumerate(split.train):
         rows = rows_of(source, key_of(recipe.seed, "rows", number))
         if rows is None:
-            raise UserError(f"{source.name}: nothing is learned of any row ({left.notes(length)[0]})")
+            raise UserError(f"{source.name}: nothing is learned of any row ({lefts[-1].notes(length)[0]})")
         train.append(Sized(source.name, rows, len(rows.pieces), rows.pieces.num_tokens, source.weight))
     made = {source.name: rows_of(source, key_of("held-out rows")) for source in split.held_out}
     held_out = {name: rows for name, rows in made.items() if rows is not None}
+    left = Left([row for each in lefts for row in each.dropped], sum(each.num_cut for each in lefts))
     general = replay_rows(recipe, renderer.tokenizer, config, length, progress)
     written = _written(recipe, config, split, task, length)
-    pieces = [source.rows.pieces for source in train if isinstance(source.rows, InstructRows)]
     return PreparedTask(
         objective=TokenObjective(label_smoothing=task.label_smoothing),
         train=mixed(train, data, general),
@@ -95,18 +97,23 @@ def prepared_text_task(
         measure=written.measure if written.measured and written.scores else None,
         samples=written.samples,
         notes=[*split.notes, *notes, *left.notes(length)],
-        facts={
-            "examples": sum(map(len, pieces)),
-            "held_out_examples": sum(len(rows.pieces) for rows in held_out.values()),
-            "tokens": sum(each.num_tokens for each in pieces),
-            "learned_tokens": sum(each.num_learned for each in pieces),
-            "rows": sum(len(source.rows) for source in train),
-            "cut": left.num_cut,
-            "left_out": len(left.dropped),
-            **(facts or {}),
-        },
+        facts={**_facts(train, held_out, left), **(facts or {})},
         chat_template=task.chat_template or _installed(split, renderer),
     )
+
+
+def _facts(train: Sequence[Sized], held_out: Mapping[str, InstructRows], left: Left) -> dict[str, int]:
+    """What the report says of the rows."""
+    pieces = [source.rows.pieces for source in train if isinstance(source.rows, InstructRows)]
+    return {
+        "examples": sum(map(len, pieces)),
+        "held_out_examples": sum(len(rows.pieces) for rows in held_out.values()),
+        "tokens": sum(each.num_tokens for each in pieces),
+        "learned_tokens": sum(each.num_learned for each in pieces),
+        "rows": sum(len(source.rows) for source in train),
+        "cut": left.num_cut,
+        "left_out": len(left.dropped),
+    }
 
 
 def _installed(split: Split[Sourced], renderer: Renderer) -> str | None:
@@ -130,7 +137,9 @@ def _written(
     is_plain = all(task.renderer.is_plain(each.row) for each in split.learned)
     shown += stated_questions(recipe.sample_prompts, task.renderer, is_plain=is_plain)
     most = max(settings.max_new_tokens, recipe.sample_tokens)
-    room = config.max_positions - most if config.kind == "decoder" else config.max_positions
+    room = config.max_positions
+    if config.kind == "decoder":
+        room -= min(most, room // SHARE_FOR_ANSWER)
     return Written(
         task.renderer,
         task.scores,
@@ -138,6 +147,6 @@ def _written(
         shown,
         settings.max_new_tokens,
         recipe.sample_tokens,
-        max(1, min(length, room)),
+        min(length, room),
         task.num_beams,
     )

@@ -123,7 +123,7 @@ class Ledger:
                 model, self.tokenizer, self.texts, progress=progress, description="measuring general text"
             )
             found = sum_scores(scores)
-            return found.nll / max(1, found.num_bytes) / math.log(2)
+            return found.nll_sum / max(1, found.num_bytes) / math.log(2)
         batches = self._batches = self._batches or self._hidden_batches()
         return evaluate_loss(model, TokenObjective(), batches, self.runtime, should_stop=should_stop).loss
 

@@ -22,6 +22,7 @@ from trivium.finetuning.recipe import FinetuneRecipe
 from trivium.finetuning.rendering import Renderer
 from trivium.finetuning.source_rows import read_split
 from trivium.finetuning.task_settings import InstructSettings
+from trivium.finetuning.written import SCORES
 from trivium.models.config import ModelConfig
 from trivium.progress import Progress
 from trivium.tokenizer.bpe import Tokenizer
@@ -40,7 +41,7 @@ def prepare(recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelConfig, p
     reader = ConversationReader()
     split = read_split(recipe.data, reader.read, asked, source_rows)
     renderer = Renderer(tokenizer, config.kind, settings.learn, settings.system)
-    task = TextTask(renderer, settings.scores, template)
+    task = TextTask(renderer, [SCORES[name] for name in settings.scores], template)
     return prepared_text_task(recipe, config, split, task, progress, notes=reader.notes)
 
 

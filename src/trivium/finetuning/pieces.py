@@ -68,9 +68,12 @@ NOTHING_LEARNED = "since nothing in them is learned"
 class InstructPieces:
     """Examples of a task by text, as compact arrays: about 5 bytes a token."""
 
-    def __init__(self, examples: Sequence[Rendered], start_id: int = 0) -> None:
-        """Each example has a target, and fits a row. `start_id`: an encoder-decoder's target begins with it."""
-        self._start_id = start_id
+    def __init__(
+        self, examples: Sequence[Rendered], start_id: int = 0, wheres: Sequence[str] = (), left: Left | None = None
+    ) -> None:
+        """Each example has a target, and fits a row. `start_id`: an encoder-decoder's target begins with it. `wheres`
+        says where each is from, `left` what did not become one of them."""
+        self._start_id, self.wheres, self.left = start_id, wheres, left or Left()
         self._ids = _joined([each.ids for each in examples], np.int32)
         self._learned = _joined([each.learned for each in examples], np.bool_)
         self._ends = np.cumsum([0, *(len(each.ids) for each in examples)])
@@ -141,7 +144,7 @@ def rendered_pieces(
     rows: Sequence[Sourced],
     renderer: Renderer,
     length: int,
-    left: Left,
+    left: Left,  # added to
     *,
     start_id: int = 0,
     name: str = "rows",
@@ -149,6 +152,7 @@ def rendered_pieces(
 ) -> InstructPieces | None:
     """The examples of some rows, at most `length` positions each; None where none is left. UserErrors name the row."""
     made: list[Rendered] = []
+    wheres: list[str] = []
     after = len(renderer.source_ends)
     progress.start(f"writing {name} as the model reads them", total=len(rows), unit="rows")
     for sourced in rows:
@@ -161,9 +165,10 @@ def rendered_pieces(
             left.dropped.append((sourced.where, NOTHING_LEARNED))
         left.num_cut += sum(each.is_cut for each in found)
         made += [_compact(each) for each in found]
+        wheres += [sourced.where] * len(found)
         progress.advance()
     progress.finish()
-    return InstructPieces(made, start_id) if made else None
+    return InstructPieces(made, start_id, wheres, left) if made else None
 
 
 def _compact(rendered: Rendered) -> Rendered:

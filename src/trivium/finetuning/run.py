@@ -41,7 +41,6 @@ from trivium.models.counts import model_facts, training_flops_per_token
 from trivium.peft.apply import Adapter, learning_rate_factors
 from trivium.peft.settings import ADDED
 from trivium.planner.parts import Parts
-from trivium.planner.reading import described
 from trivium.progress import SILENT, Progress, short_number
 from trivium.report.page import write_report
 from trivium.runtime import Runtime, choose_runtime, give_back_freed_memory, prepare_process
@@ -116,7 +115,8 @@ class _Run:
         )
 
     def _state_plan(self) -> None:
-        self.plan = state_run(self.recipe, described(self.recipe.start_from).config, self.runtime, self.progress)
+        _, config = tokenizer_and_config(self.recipe.start_from)
+        self.plan = state_run(self.recipe, config, self.runtime, self.progress)
 
     def _work(self) -> dict[str, Any]:
         recipe = self.recipe

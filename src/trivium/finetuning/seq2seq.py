@@ -24,6 +24,7 @@ from trivium.finetuning.recipe import FinetuneRecipe
 from trivium.finetuning.rendering import Renderer
 from trivium.finetuning.source_rows import read_split
 from trivium.finetuning.task_settings import Seq2SeqSettings
+from trivium.finetuning.written import SCORES
 from trivium.models.config import ModelConfig
 from trivium.progress import Progress
 from trivium.tokenizer.bpe import Tokenizer
@@ -48,7 +49,7 @@ def prepare(recipe: FinetuneRecipe, tokenizer: Tokenizer, config: ModelConfig, p
     split = read_split(recipe.data, parse, asked, read)
     task = TextTask(
         Renderer(tokenizer, config.kind),
-        settings.scores,
+        [SCORES[name] for name in settings.scores],
         label_smoothing=settings.label_smoothing,
         num_beams=settings.num_beams,
     )

@@ -80,7 +80,7 @@ def save_result(place: Path, bundle: Bundle, adapter: Adapter, recipe: FinetuneR
 
 def num_weights(model: Model, adapter: Adapter) -> int:
     """All parameters, packed ones by the numbers they stand for, those that the method adds included."""
-    added = adapter.parameters(model).values() if adapter.settings.method in ADDED else ()
+    added = adapter.added_parameters(model).values()
     return num_parameters(model.config) + sum(parameter.numel() for parameter in added)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trivium.data.conversations import Message
 from trivium.errors import UserError
-from trivium.finetuning.head_tasks import NUM_SAMPLES, shortened
+from trivium.finetuning.head_tasks import shortened
 from trivium.finetuning.pieces import Sourced, prompt_places
 from trivium.finetuning.prepared import ShouldStop
 from trivium.finetuning.rendering import Question, Renderer
@@ -54,7 +54,7 @@ class Written:
     """What is asked at each evaluation, and what is shown."""
 
     renderer: Renderer
-    scores: Sequence[GeneratedScore | Score]
+    scores: Sequence[Score]
     measured: Sequence[Question]
     """Those whose answers are scored."""
     shown: Sequence[Question]
@@ -71,8 +71,7 @@ class Written:
         settings = GenerationSettings(max_new_tokens=self.max_new_tokens, temperature=0.0)
         said = self.answers(model, self.measured, settings, "writing answers to held-out rows", should_stop, progress)
         right = [question.answer for question in self.measured]
-        scores = [SCORES[score] if isinstance(score, str) else score for score in self.scores]
-        return {name: value for score in scores for name, value in score(said, right).items()}
+        return {name: value for score in self.scores for name, value in score(said, right).items()}
 
     def samples(self, model: Model, progress: Progress) -> list[dict[str, Any]]:
         """What the model writes beside what would have been right."""
@@ -127,6 +126,3 @@ def questions_of(rows: Sequence[Sourced], renderer: Renderer, numbers: Sequence[
 def stated_questions(prompts: Sequence[str], renderer: Renderer, *, is_plain: bool) -> list[Question]:
     """The prompts of a recipe, to which no answer is known."""
     return [Question(renderer.prompt([Message("user", text)], is_plain=is_plain), text, "") for text in prompts]
-
-
-__all__ = ["NUM_SAMPLES", "SCORES", "Written", "questions_of", "stated_questions"]

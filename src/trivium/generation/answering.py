@@ -71,7 +71,7 @@ class Windows:
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig, length: int = 0, stride: int = 128) -> None:
         """Windows of at most `length` positions (0: what the model can read), each begun at most `stride` tokens
-        after the one before. UserError where that leaves no room."""
+        after the one before, and sharing half its text with it at least. UserError where that leaves no room."""
         self._tokenizer, self._places = tokenizer, PlaceEncoder(tokenizer)
         self.length = min(length or config.max_positions, config.max_positions)
         self.stride, self.num_cut_questions = stride, 0
@@ -95,7 +95,7 @@ class Windows:
     def _windows(self, asked: list[int], ids: list[int]) -> Iterator[Window]:
         room = self._room - len(asked)
         begin = self._tokenizer.wrap(asked, [-1])[0].index(-1)
-        for first in range(0, max(1, len(ids)), min(self.stride, room)):
+        for first in range(0, max(1, len(ids)), min(self.stride, max(1, room // 2))):
             some = ids[first : first + room]
             yield Window(Wrapped(*self._tokenizer.wrap(asked, some)), begin, first, len(some))
             if first + room >= len(ids):

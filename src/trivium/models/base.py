@@ -26,8 +26,9 @@ class LanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its hidden states: that of its weights, or where these are packed, of its norms."""
-        return next(self.parameters()).dtype
+        """The type of its hidden states: that of the table of tokens, or where this is packed, what it computes in."""
+        packed: Tensor | None = getattr(self.embedding, "typed", None)
+        return (self.embedding.weight if packed is None else packed).dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): unnormalised log-probabilities of tokens; for `lm` heads."""

@@ -79,31 +79,13 @@ def add_adapter(
 ) -> Adapter:
     """Put an adapter on a model and make it the active one; what it trains is all that is trainable then.
 
-    New weights are drawn by generators seeded by (seed, parameter name). `tokenizer` is for prompts
-    that begin as a text. With `trainable=False` nothing is trainable, and copies keep the type of the model: for
-    an adapter to load into and use. UserError for names that are taken and for patterns that match nothing; the model
-    is then as it was.
+    New weights are drawn by generators seeded by (seed, parameter name). `tokenizer` is for prompts that begin as a
+    text. With `trainable=False` nothing is trainable, and copies keep the type of the model: for an adapter to load
+    into and use. UserError for names that are taken and for patterns that match nothing; the model is then as it was.
     """
     _refuse_name(model, name, settings)
-    adds = settings.method in ADDED
-    trained = list(parameters_named(model, settings.also_train, "also_train"))
-    if isinstance(settings, selective.OwnSettings):
-        trained = list(dict.fromkeys([*selective.chosen(model, settings), *trained]))
-    made = _new_parts(model, settings, seed)
-    if isinstance(settings, LowRankSettings):
-        _refuse_both(made, trained)
-    if isinstance(settings, VirtualSettings):
-        soft_prompts.install(model, settings, name, seed, tokenizer)
-    held = held_by(model)
-    if held is None:
-        places = bare_parameters(model)
-        held = Adapters(frozenset(name for name, place in places.items() if getattr(*place).requires_grad))
-        model.adapters = held
-    _put_in(model, made, name)
-    adapter = Adapter(name, settings)
-    held.entries[name] = Entry(adapter, tuple(trained), adds and bool(trained), trainable)
-    if held.entries[name].copies:
-        held.spare[name] = nn.ParameterList(_copies(model, trained, wide=trainable))
+    with without_adapter(model):  # copies and lengths are those of the base
+        adapter = _added(model, settings, seed, name, tokenizer, trainable)
     use_adapter(model, name)
     return adapter
 
@@ -238,6 +220,32 @@ def learning_rate_factors(model: nn.Module) -> dict[str, float]:
     return dict.fromkeys(names, settings.learning_rate_ratio)
 
 
+def _added(
+    model: LanguageModel, settings: PeftSettings, seed: int, name: str, tokenizer: Tokenizer | None, trainable: bool
+) -> Adapter:
+    """Put an adapter on a model of which none is active, and leave it so."""
+    trained = parameters_named(model, settings.also_train, "also_train")
+    if isinstance(settings, selective.OwnSettings):
+        trained = list(dict.fromkeys([*selective.chosen(model, settings), *trained]))
+    made = _new_parts(model, settings, seed)
+    if isinstance(settings, LowRankSettings):
+        _refuse_both(made, trained)
+    if isinstance(settings, VirtualSettings):
+        soft_prompts.install(model, settings, name, seed, tokenizer)
+    held = held_by(model)
+    if held is None:
+        places = bare_parameters(model)
+        held = Adapters(frozenset(own for own, place in places.items() if getattr(*place).requires_grad))
+        model.adapters = held
+    _put_in(model, made, name)
+    copies = settings.method in ADDED and bool(trained)
+    if copies:
+        held.spare[name] = nn.ParameterList(_copies(model, trained, wide=trainable))
+    adapter = Adapter(name, settings)
+    held.entries[name] = Entry(adapter, tuple(trained), copies, trainable)
+    return adapter
+
+
 def _refuse_name(model: nn.Module, name: str, settings: PeftSettings) -> None:
     """UserError for names that cannot be, and for company that methods training the model's own weights cannot have."""
     names = adapter_names(model)
@@ -270,38 +278,33 @@ def _refuse_both(made: Mapping[str, Part], trained: Sequence[str]) -> None:
 
 def _put_in(model: nn.Module, made: Mapping[str, Part], name: str) -> None:
     """Put each part at its module, on the device of the module."""
-    modules = bare_modules(model)
+    modules, places = bare_modules(model), _places(model)
+    wrappers = {id(module.base): module for module in model.modules() if isinstance(module, Wrapped)}
     for bare, part in made.items():
         base = modules[bare]
-        wrapped = _wrapper_of(model, base)
+        wrapped = wrappers.get(id(base))
         if wrapped is None:
             wrapped = Wrapped(base)
-            _replace(model, base, wrapped)
+            parent, own = places[id(base)]
+            parent._modules[own] = wrapped  # at the same place in the parent's order
         device = next((each.device for each in [*base.parameters(), *base.buffers()]), None)
         wrapped.parts[name] = part.to(device).train(base.training)
 
 
 def _take_out(model: nn.Module, name: str) -> None:
     """Remove the parts of an adapter, and wrappers that have none left."""
+    places = _places(model)
     for wrapped in [module for module in model.modules() if isinstance(module, Wrapped)]:
         if name in wrapped.parts:
             del wrapped.parts[name]
         if not len(wrapped.parts):
-            _replace(model, wrapped, wrapped.base)
+            parent, own = places[id(wrapped)]
+            parent._modules[own] = wrapped.base
 
 
-def _wrapper_of(model: nn.Module, base: nn.Module) -> Wrapped | None:
-    return next((each for each in model.modules() if isinstance(each, Wrapped) and each.base is base), None)
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` in the place of `old`, at the same place in its parent's order."""
-    for parent in model.modules():
-        for own, child in parent._modules.items():
-            if child is old and parent is not new:
-                parent._modules[own] = new
-                return
-    raise ValueError("the model has no such module")
+def _places(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Where each module is, by its id: its parent and its name there."""
+    return {id(child): (parent, own) for parent in model.modules() for own, child in parent.named_children()}
 
 
 def _copies(model: nn.Module, names: Sequence[str], *, wide: bool) -> list[nn.Parameter]:

@@ -184,7 +184,7 @@ class PromptSettings(_Virtual):
     """The text they begin as, repeated or cut to P tokens; with `start: text`."""
 
 
-class PrefixSettings(_Virtual):
+class PrefixTuningSettings(_Virtual):
     """P learned keys and values in every attention."""
 
     method: Literal["prefix"] = "prefix"
@@ -224,7 +224,7 @@ def _method_of(value: Any) -> Any:
 
 LowRankSettings = LoraSettings | RsLoraSettings | DoraSettings
 AdapterSettings = HoulsbySettings | PfeifferSettings | ParallelSettings
-VirtualSettings = PromptSettings | PrefixSettings | PTuningSettings
+VirtualSettings = PromptSettings | PrefixTuningSettings | PTuningSettings
 SelectiveSettings = BiasSettings | NormsSettings | LastLayersSettings | EmbeddingsSettings | PatternSettings
 
 PeftSettings = Annotated[
@@ -242,7 +242,7 @@ PeftSettings = Annotated[
     | Annotated[PfeifferSettings, Tag("pfeiffer")]
     | Annotated[ParallelSettings, Tag("parallel")]
     | Annotated[PromptSettings, Tag("prompt")]
-    | Annotated[PrefixSettings, Tag("prefix")]
+    | Annotated[PrefixTuningSettings, Tag("prefix")]
     | Annotated[PTuningSettings, Tag("p_tuning")],
     Discriminator(_method_of),
     BeforeValidator(_named),

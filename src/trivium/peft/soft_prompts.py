@@ -32,7 +32,7 @@ from trivium.models.base import LanguageModel
 from trivium.models.encoder_decoder import EncoderDecoder
 from trivium.models.learned_positions import LearnedPositions
 from trivium.models.transformer import Stack
-from trivium.peft.settings import PrefixSettings, PromptSettings, PTuningSettings, VirtualSettings
+from trivium.peft.settings import PrefixTuningSettings, PromptSettings, PTuningSettings, VirtualSettings
 
 PROMPT = "prompt"
 """The name of a prompt's vectors among an adapter's tensors, (P, D)."""
@@ -50,7 +50,7 @@ class Prompt(nn.Module):
 
     def forward(self) -> Tensor:
         """(P, D)."""
-        return self.vectors if self.network is None else self.network(self.vectors)  # type: ignore[no-any-return]
+        return self.vectors if self.network is None else self.network(self.vectors)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved."""
@@ -141,7 +141,7 @@ def install(model: LanguageModel, settings: VirtualSettings, name: str, seed: in
         _refuse_long(each, stack, settings.virtual_tokens)
     made = {each: _part(model, each, stack, settings, seed, tokenizer) for each, stack in stacks.items()}
     for each, stack in stacks.items():
-        kind = "prefix" if isinstance(settings, PrefixSettings) or stack.causal else "prompt"
+        kind = "prefix" if isinstance(settings, PrefixTuningSettings) or stack.causal else "prompt"
         if getattr(stack, kind) is None:
             setattr(stack, kind, Places())
         getattr(stack, kind).by_name[name] = made[each].to(model.device).train(stack.training)
@@ -208,7 +208,7 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
 def _stacks(model: LanguageModel, settings: VirtualSettings) -> dict[str, Stack]:
     """The stacks that get learned positions, by name."""
     there = {name: child for name, child in model.named_children() if isinstance(child, Stack)}
-    if not isinstance(settings, PrefixSettings):
+    if not isinstance(settings, PrefixTuningSettings):
         return {name: stack for name, stack in there.items() if not stack.reads_source}
     if settings.stacks == "all":
         return there

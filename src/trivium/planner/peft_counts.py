@@ -3,7 +3,7 @@
 Per block, with T positions, D width, F MLP width, r rank, m bottleneck, P virtual tokens, k key/value width:
   bias        every bias of the model (Ben Zaken et al., 2022, BitFit), those of norms and head among them
   norms       every weight and bias of the norms
-  last_layers the parameters of the last blocks
+  last_layers the parameters of the last blocks, and of the norm after them
   lora        r (in + out) for each target (Hu et al., 2022); rslora (Kalajdzievski, 2023) the same, scaled otherwise
   dora        and one magnitude for each output (Liu et al., 2024)
   houlsby     two adapters a block, 2 D m + m + D each (Houlsby et al., 2019)
@@ -57,9 +57,10 @@ def num_trainable_parameters(config: ModelConfig, settings: PlanSettings) -> int
     if method == "bias":
         return _refuse_nothing(_num_biases(config), "biases", "bias")
     if method == "norms":
-        return _norm_widths(config) * (2 if config.norm == "layernorm" else 1)
+        return _norm_widths(config) * _norm_width(config) // config.width
     if method == "last_layers":
-        return num_parameters(config) - num_parameters(_without_last_layers(config, settings.last_layers))
+        blocks = num_parameters(config) - num_parameters(_without_last_layers(config, settings.last_layers))
+        return blocks + (0 if config.norm_placement == "post" else _norm_width(config))
     if method in LOW_RANK:
         return _low_rank(config, settings)
     if method in ADAPTERS_PER_BLOCK:
@@ -138,6 +139,11 @@ def _norm_widths(config: ModelConfig) -> int:
     """The widths of all norms together: what a bias in each would add."""
     biased = config.model_copy(update={"norm": "layernorm"})
     return num_parameters(biased) - num_parameters(config.model_copy(update={"norm": "rmsnorm"}))
+
+
+def _norm_width(config: ModelConfig) -> int:
+    """Parameters of one norm of the model's width."""
+    return config.width * (2 if config.norm == "layernorm" else 1)
 
 
 def _num_biases(config: ModelConfig) -> int:
