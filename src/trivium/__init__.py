@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trivium.planner.settings import PlanSettings as PlanSettings
     from trivium.pretraining.recipe import PretrainRecipe as PretrainRecipe
     from trivium.pretraining.run import pretrain as pretrain
-    from trivium.stages import resume as resume
+    from trivium.stages.dispatch import resume as resume
     from trivium.tokenizer.bpe import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ _HOME = {
     "plan": "trivium.planner.plan",
     "pretrain": "trivium.pretraining.run",
     "quantize": "trivium.checkpoints.bundle",
-    "resume": "trivium.stages",
+    "resume": "trivium.stages.dispatch",
 }
 """Where each public name lives; `metrics` is a folder of its own."""
 

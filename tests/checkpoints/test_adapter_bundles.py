@@ -216,7 +216,10 @@ def test_a_wrong_merge_would_be_seen(base: Path, tmp_path: Path, monkeypatch: An
     assert found["max_logit_difference"] > 0.05 and found["kl"] > 1e-4
 
 
-@pytest.mark.parametrize("settings", [METHODS[3], METHODS[4], PrefixTuningSettings(virtual_tokens=3)], ids=lambda s: s.method)
+UNMERGEABLE = [METHODS[3], METHODS[4], PrefixTuningSettings(virtual_tokens=3)]
+
+
+@pytest.mark.parametrize("settings", UNMERGEABLE, ids=lambda settings: settings.method)
 def test_what_cannot_be_merged_is_refused_before_the_base_is_read(settings: Any, base: Path, tmp_path: Path) -> None:
     with_adapter(base, settings).save_adapter(tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"

@@ -58,7 +58,7 @@ def test_what_is_never_learned_is_dropped_and_said() -> None:
     left = Left([("a, row 1", "x"), ("a, row 4", "x"), ("b, row 2", "x"), ("b, row 3", "x")], 2)
     assert left.notes(9) == [
         "4 rows are left out, x: a, row 1; a, row 4; b, row 2 and 1 more",
-        "2 examples were longer than data.sequence_length=9 and are cut",
+        "2 examples were longer than a row of 9 tokens and are cut",
     ]
 
 

@@ -77,6 +77,7 @@ def test_parts_of_the_model_are_those_of_the_built_one(config: ModelConfig) -> N
     blocks = [name for name in sizes if ".blocks." in f".{name}" and stack in name]
     last = max(int(name.split("blocks.")[1].split(".")[0]) for name in blocks)
     two = sum(sizes[name] for name in blocks if int(name.split("blocks.")[1].split(".")[0]) > last - 2)
+    two += sum(size for name, size in sizes.items() if name.startswith(f"{stack or 'stack'}.norm."))
     assert trained(config, "last_layers", last_layers=2) == two
     biases = sum(size for name, size in sizes.items() if name.endswith("bias"))
     if biases:

@@ -37,7 +37,7 @@ def inspect(
     from trivium.config import load_recipe
     from trivium.errors import UserError
     from trivium.finetuning.recipe import FinetuneRecipe
-    from trivium.stages import stage_of
+    from trivium.stages.dispatch import stage_of
 
     with Output(as_json, quiet) as output:
         if (stage := stage_of(recipe)) != "finetune":

@@ -80,7 +80,7 @@ def _plan(words: list[str], params: float | None) -> Plan:
     if not name or "=" in name:
         raise UserError("name a model or a recipe before the settings, or give --params (see `trivium plan --help`)")
     if name.endswith((".yaml", ".yml")):
-        from trivium.stages import plan_of_recipe
+        from trivium.stages.dispatch import plan_of_recipe
 
         return plan_of_recipe(Path(name), overrides)
     return plan_of_described(described(name), build_settings(PlanSettings, {}, "plan", overrides), name)

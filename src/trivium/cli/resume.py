@@ -28,7 +28,7 @@ def resume(
     Example:
       trivium resume runs/shakespeare-char
     """
-    from trivium.stages import resume as run
+    from trivium.stages.dispatch import resume as run
 
     with Output(as_json, quiet) as output:
         summary = run(run_dir, progress=output.progress, ignore_plan=ignore_plan)

@@ -48,6 +48,8 @@ Target = tuple[int, int]
 NOWHERE: Target = (0, 0)
 # What is written of a text that has no answer.
 NOT_SAID = "not said"
+# Stands for an answer that is none.
+WRONG = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,15 @@ def _told(split: Split[Question]) -> ToldTask[Question]:
         asked=lambda each: f"{how}.\n\n{each.context}\n\n{each.question}",
         answer=lambda each: each.answers[0].text if each.answers else NOT_SAID,
         where=lambda each: each.where,
-        score=lambda said, asked: answer_measures(["" if each == NOT_SAID else each for each in said], asked),
+        score=lambda said, asked: answer_measures([*map(as_answer, said)], asked),
         facts=_facts(split),
     )
+
+
+def as_answer(written: str) -> str:
+    """What is written as an answer: empty where it is that the text does not say; to write nothing is wrong."""
+    said = written.strip()
+    return "" if said.lower() == NOT_SAID else said or WRONG
 
 
 def _facts(split: Split[Question]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Left:
             rows = "1 row is" if len(places) == 1 else f"{len(places)} rows are"
             notes.append(f"{rows} left out, {why}: {'; '.join(places[:PLACES_NAMED])}{more}")
         if self.num_cut:
-            notes.append(f"{self.num_cut} examples were longer than data.sequence_length={length} and are cut")
+            notes.append(f"{self.num_cut} examples were longer than a row of {length} tokens and are cut")
         return notes
 
 

@@ -115,7 +115,8 @@ def _named(value: Any) -> Any:
     if isinstance(value, str):
         value = {"name": value}
     if isinstance(value, Mapping):
-        name = value.get("name")
+        value = {"name": "instruct", **value}
+        name = value["name"]
         if name not in TASKS:
             near = nearest(str(name), TASKS)
             raise ValueError(f"name must be one of {', '.join(TASKS)}" + (f"; did you mean {near}?" if near else ""))

@@ -75,7 +75,14 @@ def save_result(place: Path, bundle: Bundle, adapter: Adapter, recipe: FinetuneR
         )
     else:
         remove_adapter(bundle.model, adapter.name)  # its weights are the model's own
-        bundle.save(place)
+        replace(bundle, eos_ids=ends_of(bundle)).save(place)
+
+
+def ends_of(bundle: Bundle) -> tuple[int, ...]:
+    """The ids that end what the model writes: those it came with, and the one that ends a turn of its template."""
+    tokenizer = bundle.tokenizer
+    ends = [*(bundle.eos_ids or (tokenizer.eos_id,)), None if tokenizer.chat is None else tokenizer.chat.end_of_turn_id]
+    return tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
 def num_weights(model: Model, adapter: Adapter) -> int:

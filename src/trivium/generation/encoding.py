@@ -115,7 +115,8 @@ def hidden_states(model: Model, inputs: Inputs) -> Tensor:
     if isinstance(model, Decoder):
         hidden_BTD, _ = model.hidden(inputs.ids_BT, segments=inputs.segments_BT)
         return hidden_BTD
-    return model.encode(inputs.ids_BT, segments=inputs.segments_BT)
+    encoded_BSD = model.encode(inputs.ids_BT, segments=inputs.segments_BT)
+    return encoded_BSD[:, -inputs.ids_BT.shape[1] :]  # a learned prompt stands before the text
 
 
 def _inputs(model: Model, texts: Sequence[Wrapped]) -> Inputs:

@@ -190,7 +190,8 @@ class PrefixTuningSettings(_Virtual):
     method: Literal["prefix"] = "prefix"
     """Prefix tuning (Li & Liang, 2021)."""
     stacks: WhichStacks = "all"
-    """Of an encoder-decoder: which of its stacks get a prefix of their own."""
+    """Of an encoder-decoder: which of its stacks get a prefix of their own. `all`: the encoder, and the decoder's
+    attention to itself and to the source; `decoder`: its attention to itself alone, as in `peft`."""
     projection_width: int = Field(default=0, ge=0)
     """Learn the prefix through a network of this inner width, which is left out of what is saved; 0: by itself."""
 
@@ -205,11 +206,13 @@ class PTuningSettings(_Virtual):
 
 
 def _named(value: Any) -> Any:
-    """A method's name alone is that method with its defaults; an unknown one is refused with the nearest right one."""
+    """A method's name alone is that method with its defaults, settings without one are those of LoRA; an unknown name
+    is refused with the nearest right one."""
     if isinstance(value, str):
         value = {"method": value}
     if isinstance(value, Mapping):
-        method = value.get("method")
+        value = {"method": "lora", **value}
+        method = value["method"]
         if method not in METHODS:
             near = nearest(str(method), METHODS)
             raise ValueError(

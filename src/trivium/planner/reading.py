@@ -1,9 +1,9 @@
 """The config of whatever a user calls a model, and nothing else of it: no weights, no tokenizer.
 
-A directory, a run directory, a bare config file, a GGUF file (its header), a built-in name, or a hub id, of which
-config.json alone is fetched.
+A directory, a run directory, an adapter (the shape of its base), a bare config file, a GGUF file (its header), a
+built-in name, or a hub id, of which config.json alone is fetched.
 
-Invariant its test checks: none of these reads a weight; torch is imported for GGUF files only.
+Invariant its test checks: none of these reads a weight; torch is imported for GGUF files and adapters only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from trivium.checkpoints.config_files import CONFIG, read_config, read_scheme
 from trivium.checkpoints.resolve import BUILT_IN, GGUF, HUB_ID, resolve_model
 from trivium.errors import UserError
 from trivium.models.config import ModelConfig
+
+ADAPTER = "adapter_config.json"
 
 
 class Described(NamedTuple):
@@ -39,6 +41,11 @@ def described(name_or_path: str | Path) -> Described:
         from trivium.checkpoints.gguf_reading import plan_reading  # torch comes with it
 
         return Described(plan_reading(found).config, None)
+    if not (found / CONFIG).is_file() and (found / ADAPTER).is_file():
+        from trivium.checkpoints.adapter_reading import described_adapter  # torch comes with it
+
+        config, base = described_adapter(found)
+        return _in(base)._replace(config=config) if base.is_dir() else Described(config, None)
     return _in(found)
 
 

@@ -58,7 +58,6 @@ class Stated(Protocol):
         """The parts by name."""
 
 
-
 def state_plan(
     plan: Stated,
     what: str,

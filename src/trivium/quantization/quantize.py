@@ -42,7 +42,7 @@ def quantize_model(
     scheme = scheme_for(scheme)
     refuse_quantized(model, "quantized again")
     if hasattr(model, "adapters"):
-        raise UserError("the model has an adapter, which was made for its weights as they are: merge or remove it first")
+        raise UserError("the model has an adapter, made for its weights as they are: merge or remove it first")
     refuse_unknown(model, scheme)
     if not scheme.packs:
         for name, tensor in model.state_dict().items():

@@ -141,17 +141,7 @@ def train(
             reporter.close()
             for watch in watches:
                 watch.remove()
-    return TrainResult(
-        steps=state.step,
-        final_loss=state.loss,
-        evaluation=dict(state.evaluation),
-        tokens=state.tokens,
-        seconds=state.seconds,
-        skipped_steps=state.skipped_steps,
-        peak_bytes=peak_bytes(runtime.torch_device()),
-        resumed_from=resumed_from,
-        ended=state.ended,
-    )
+    return trainer.result(resumed_from)
 
 
 def watch_memory(
@@ -303,6 +293,21 @@ class Trainer:
                 state = pack_state(self.state, self.optimizer, self.scale)
                 self.store.save(self.state.step, run_tensors(self.model, self.optimizer), state)
         self.saved_step = self.state.step
+
+    def result(self, resumed_from: int | None) -> TrainResult:
+        """What the run has come to."""
+        state = self.state
+        return TrainResult(
+            steps=state.step,
+            final_loss=state.loss,
+            evaluation=dict(state.evaluation),
+            tokens=state.tokens,
+            seconds=state.seconds,
+            skipped_steps=state.skipped_steps,
+            peak_bytes=peak_bytes(self.runtime.torch_device()),
+            resumed_from=resumed_from,
+            ended=state.ended,
+        )
 
     def _due(self, every: int) -> bool:
         """Whether something done every so many steps (0: only at the end) is due after the step just done."""

@@ -1,0 +1,1 @@
+"""Which part of the library runs which recipe."""
