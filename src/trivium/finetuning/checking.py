@@ -2,10 +2,10 @@
 
 A copy of the model with the same blocks and narrow layers, freshly drawn, takes two real steps on the first rows of
 each source, is saved, resumed from its first step, opened again, and writes a text. What is asserted is what goes
-wrong in practice without a word: rows of which nothing is learned, a beginning of text that stands twice, an end that is never
-learned, weights that get no gradient, an adapter that changes nothing, a resume that is not the same run. Each failure
-comes with its cure. What the narrow copy cannot show: whether the real model fits (`trivium plan`), and how well it
-learns.
+wrong in practice without a word: rows of which nothing is learned, a beginning of text that stands twice, an end that
+is never learned, weights that get no gradient, an adapter that changes nothing, a resume that is not the same run.
+Each failure comes with its cure. What the narrow copy cannot show: whether the real model fits (`trivium plan`), and
+how well it learns.
 
 Invariant its test checks: every seeded fault is found, and named by the check that is meant for it.
 """
