@@ -212,7 +212,11 @@ def test_the_commands_it_proposes_work_from_any_folder_in_a_shell(small: Path, m
     summary = quickstart(small / "a folder", minutes=0.2)
     monkeypatch.chdir("/")
     generate, metric, longer, chat, packed = (shlex.split(proposed) for proposed in summary["next"])
-    assert Path(chat[2]).is_dir() and generate[2] == metric[3] == summary["model"] and packed[2] == summary["int8"]["model"]
+    assert (
+        Path(chat[2]).is_dir()
+        and generate[2] == metric[3] == summary["model"]
+        and packed[2] == summary["int8"]["model"]
+    )
     assert Path(metric[5]).is_file() and Path(longer[2]).is_file()
 
 
