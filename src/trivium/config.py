@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,17 @@ from trivium.config_schema import Described, describe, fields_at, leaves, tag_at
 from trivium.errors import UserError, nearest
 from trivium.yaml_text import Place, dotted
 
-__all__ = ["Described", "Settings", "build_settings", "describe", "dump_recipe", "load_recipe", "plain"]
+__all__ = [
+    "Described",
+    "Settings",
+    "build_settings",
+    "chosen_by",
+    "describe",
+    "dump_recipe",
+    "load_recipe",
+    "plain",
+    "tag_of",
+]
 
 S = TypeVar("S", bound="Settings")
 
@@ -54,6 +64,30 @@ class Settings(BaseModel):
             if types & {int, float} and not types & {bool, Any}:
                 raise ValueError("must be a number")
         return value
+
+
+def chosen_by(key: str, names: Sequence[str], default: str | None = None) -> Callable[[Any], Any]:
+    """For sections told apart by `key`: a name alone is the section of that name with its defaults, a section without
+    one is the `default`; an unknown name is refused with the nearest right one."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if isinstance(value, Mapping):
+            value = value if default is None else {key: default, **value}
+            name = value.get(key)
+            if name not in names:
+                near = nearest(str(name), names)
+                hint = f"; did you mean {near}?" if near else ""
+                raise ValueError(f"{key} must be one of {', '.join(names)}{hint}")
+        return value
+
+    return named
+
+
+def tag_of(key: str) -> Callable[[Any], Any]:
+    """Which of such sections a value is."""
+    return lambda value: value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
 
 
 def load_recipe(cls: type[S], path: Path, overrides: Sequence[str] = ()) -> S:

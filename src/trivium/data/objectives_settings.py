@@ -6,13 +6,12 @@ objective is one table (`OBJECTIVES_OF`), asked before anything is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from trivium.config import Settings
-from trivium.errors import UserError, nearest
+from trivium.config import Settings, chosen_by, tag_of
+from trivium.errors import UserError
 from trivium.models.config import Kind
 
 ObjectiveName = Literal["causal", "prefix", "masked", "spans", "denoise", "mixture", "pairs"]
@@ -138,22 +137,7 @@ class PairsSettings(Settings):
     """Most tokens written for one source."""
 
 
-def _named(value: Any) -> Any:
-    """A name alone is an objective with its defaults; an unknown name is refused here, with the nearest right one."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if isinstance(value, Mapping):
-        name = value.get("name")
-        if name not in OBJECTIVES:
-            known = ", ".join(OBJECTIVES)
-            near = nearest(str(name), OBJECTIVES)
-            raise ValueError(f"name must be one of {known}" + (f"; did you mean {near}?" if near else ""))
-    return value
-
-
-def _name_of(value: Any) -> Any:
-    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-
+OBJECTIVES: tuple[ObjectiveName, ...] = ("causal", "prefix", "masked", "spans", "denoise", "mixture", "pairs")
 
 ObjectiveSettings = Annotated[
     Annotated[CausalSettings, Tag("causal")]
@@ -163,11 +147,10 @@ ObjectiveSettings = Annotated[
     | Annotated[DenoiseSettings, Tag("denoise")]
     | Annotated[MixtureSettings, Tag("mixture")]
     | Annotated[PairsSettings, Tag("pairs")],
-    Discriminator(_name_of),
-    BeforeValidator(_named),
+    Discriminator(tag_of("name")),
+    BeforeValidator(chosen_by("name", OBJECTIVES)),
 ]
 
-OBJECTIVES: tuple[ObjectiveName, ...] = ("causal", "prefix", "masked", "spans", "denoise", "mixture", "pairs")
 
 # What each kind of model can learn; the first is what it learns when nothing else is said.
 OBJECTIVES_OF: dict[Kind, tuple[ObjectiveName, ...]] = {

@@ -6,13 +6,11 @@ encoder-decoders: what is to be found out is written. Classes, numbers, tags and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from trivium.config import Settings
-from trivium.errors import nearest
+from trivium.config import Settings, chosen_by, tag_of
 
 TaskName = Literal["instruct", "classify", "regress", "tag", "answer", "seq2seq"]
 By = Literal["auto", "head", "text"]
@@ -110,22 +108,7 @@ class Seq2SeqSettings(_Task):
     """Beams of the search at the end of the run."""
 
 
-def _named(value: Any) -> Any:
-    """A name alone is a task with its defaults; an unknown one is refused with the nearest right one."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if isinstance(value, Mapping):
-        value = {"name": "instruct", **value}
-        name = value["name"]
-        if name not in TASKS:
-            near = nearest(str(name), TASKS)
-            raise ValueError(f"name must be one of {', '.join(TASKS)}" + (f"; did you mean {near}?" if near else ""))
-    return value
-
-
-def _name_of(value: Any) -> Any:
-    return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-
+TASKS: tuple[TaskName, ...] = ("instruct", "classify", "regress", "tag", "answer", "seq2seq")
 
 TaskSettings = Annotated[
     Annotated[InstructSettings, Tag("instruct")]
@@ -134,8 +117,6 @@ TaskSettings = Annotated[
     | Annotated[TagSettings, Tag("tag")]
     | Annotated[AnswerSettings, Tag("answer")]
     | Annotated[Seq2SeqSettings, Tag("seq2seq")],
-    Discriminator(_name_of),
-    BeforeValidator(_named),
+    Discriminator(tag_of("name")),
+    BeforeValidator(chosen_by("name", TASKS, "instruct")),
 ]
-
-TASKS: tuple[TaskName, ...] = ("instruct", "classify", "regress", "tag", "answer", "seq2seq")

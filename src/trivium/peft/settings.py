@@ -6,13 +6,11 @@ of a shell (`stack.blocks.*.mlp.up`), or by the last part alone (`up`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from trivium.config import Settings
-from trivium.errors import nearest
+from trivium.config import Settings, chosen_by, tag_of
 
 Method = Literal[
     "none", "bias", "norms", "last_layers", "embeddings", "pattern", "lora", "rslora", "dora", "ia3", "houlsby",
@@ -205,26 +203,6 @@ class PTuningSettings(_Virtual):
     """The network's inner width; 0: that of the model."""
 
 
-def _named(value: Any) -> Any:
-    """A method's name alone is that method with its defaults, settings without one are those of LoRA; an unknown name
-    is refused with the nearest right one."""
-    if isinstance(value, str):
-        value = {"method": value}
-    if isinstance(value, Mapping):
-        value = {"method": "lora", **value}
-        method = value["method"]
-        if method not in METHODS:
-            near = nearest(str(method), METHODS)
-            raise ValueError(
-                f"method must be one of {', '.join(METHODS)}" + (f"; did you mean {near}?" if near else "")
-            )
-    return value
-
-
-def _method_of(value: Any) -> Any:
-    return value.get("method") if isinstance(value, Mapping) else getattr(value, "method", None)
-
-
 LowRankSettings = LoraSettings | RsLoraSettings | DoraSettings
 AdapterSettings = HoulsbySettings | PfeifferSettings | ParallelSettings
 VirtualSettings = PromptSettings | PrefixTuningSettings | PTuningSettings
@@ -247,8 +225,8 @@ PeftSettings = Annotated[
     | Annotated[PromptSettings, Tag("prompt")]
     | Annotated[PrefixTuningSettings, Tag("prefix")]
     | Annotated[PTuningSettings, Tag("p_tuning")],
-    Discriminator(_method_of),
-    BeforeValidator(_named),
+    Discriminator(tag_of("method")),
+    BeforeValidator(chosen_by("method", get_args(Method), "lora")),
 ]
 
 SELECTIVE: tuple[Method, ...] = ("bias", "norms", "last_layers", "embeddings", "pattern")

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trivium.checkpoints.config_files import CONFIG, read_config, read_scheme
-from trivium.checkpoints.resolve import BUILT_IN, GGUF, HUB_ID, resolve_model
+from trivium.checkpoints.resolve import ADAPTER, BUILT_IN, GGUF, HUB_ID, resolve_model
 from trivium.errors import UserError
 from trivium.models.config import ModelConfig
-
-ADAPTER = "adapter_config.json"
 
 
 class Described(NamedTuple):

@@ -14,8 +14,6 @@ from trivium.progress import SILENT, Progress
 if TYPE_CHECKING:
     from trivium.planner.plan import Plan
 
-RUN_DIRECTORY_RECIPE = "recipe.yaml"
-
 
 def recipe_class(stage: str) -> type[Settings]:
     """The settings of a stage's recipe."""
@@ -77,7 +75,9 @@ def _key(override: str) -> str:
 
 def resume(run_dir: str | Path, progress: Progress = SILENT, *, ignore_plan: bool = False) -> dict[str, Any]:
     """Go on with the run in `run_dir` from its newest good checkpoint, under the recipe saved there."""
-    saved = Path(run_dir) / RUN_DIRECTORY_RECIPE
+    from trivium.training.run_directory import RECIPE  # torch comes with it
+
+    saved = Path(run_dir) / RECIPE
     if saved.is_file() and stage_of(saved) == "finetune":
         from trivium.finetuning import run as finetuning
 
