@@ -20,22 +20,14 @@ from trivium.planner.parts import Parts
 from trivium.planner.peft_counts import target_shapes
 from trivium.planner.settings import Peft, PlanSettings
 from trivium.planner.stages import stage_phases
-from trivium.planner.statement import applicable, available_bytes, processes_here, state_plan
+from trivium.planner.statement import IN_THE_RECIPE, applicable, available_bytes, processes_here, state_plan
 from trivium.planner.suggestions import fullest, suggestions
 from trivium.progress import Progress
 from trivium.runtime import Runtime, give_back_freed_memory
 from trivium.training.memory import current_bytes
 
-# What a recipe says for each setting of a plan.
-IN_THE_RECIPE = {
-    "rows_per_micro_batch": "data.rows_per_micro_batch={}",
-    "rows_per_step": "data.rows_per_step={}",
-    "sequence_length": "data.sequence_length={}",
-    "precision": "training.precision={}",
-    "gradient_checkpointing": "training.gradient_checkpointing={}",
-    "peft": "peft={}",
-    "base": "base={}",
-}
+# What a recipe of this stage can say beside those of others.
+OWN_IN_THE_RECIPE = {"peft": "peft={}", "base": "base={}"}
 HEADS: dict[str, Head] = {"classify": "classification", "regress": "scalar", "tag": "token_classification"}
 
 
@@ -102,7 +94,7 @@ def state_run(recipe: FinetuneRecipe, config: ModelConfig, runtime: Runtime, pro
     def cures() -> Sequence[str]:
         there = available_bytes(runtime.device) // processes_here(runtime)
         found = suggestions(trained_config(recipe, config), plan_settings(recipe, config), there)
-        return applicable(found, IN_THE_RECIPE)
+        return applicable(found, {**IN_THE_RECIPE, **OWN_IN_THE_RECIPE})
 
     state_plan(
         plan,

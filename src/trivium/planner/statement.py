@@ -44,6 +44,15 @@ GROUP_FILES = {
     "2": ("memory.max", "memory.current", "inactive_file"),
 }
 
+# What a recipe says for each setting of a plan.
+IN_THE_RECIPE = {
+    "rows_per_micro_batch": "data.rows_per_micro_batch={}",
+    "rows_per_step": "data.rows_per_step={}",
+    "sequence_length": "data.sequence_length={}",
+    "precision": "training.precision={}",
+    "gradient_checkpointing": "training.gradient_checkpointing={}",
+}
+
 Suggest = Callable[[], Sequence[str]]
 
 

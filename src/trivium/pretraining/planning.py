@@ -13,20 +13,11 @@ from trivium.data.objectives_settings import MaskedSettings, SpansSettings
 from trivium.models.counts import num_parameters
 from trivium.planner.history import PlannedRun, record_run
 from trivium.planner.memory import FRAMEWORK_BYTES, MemoryPlan, estimate
-from trivium.planner.statement import applicable, available_bytes, processes_here, state_plan
+from trivium.planner.statement import IN_THE_RECIPE, applicable, available_bytes, processes_here, state_plan
 from trivium.pretraining.recipe import PretrainRecipe
 from trivium.progress import Progress
 from trivium.runtime import Runtime, give_back_freed_memory
 from trivium.training.memory import current_bytes
-
-# What a recipe says for each setting of a plan.
-IN_THE_RECIPE = {
-    "rows_per_micro_batch": "data.rows_per_micro_batch={}",
-    "rows_per_step": "data.rows_per_step={}",
-    "sequence_length": "data.sequence_length={}",
-    "precision": "training.precision={}",
-    "gradient_checkpointing": "training.gradient_checkpointing={}",
-}
 
 
 def planned_memory(recipe: PretrainRecipe, device: str = "cpu", held_bytes: int = 0) -> MemoryPlan:
